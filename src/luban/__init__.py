@@ -1,0 +1,27 @@
+"""luban: one tool for the whole life of a language model, on the machine you have.
+
+>>> import luban
+>>> luban.__version__
+'0.1.0'
+
+`luban.train`, `luban.evaluate`, `luban.predict` and `luban.load` are imported on first use, so that
+`import luban` stays light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from luban.verbs import evaluate, load, predict, train
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "load", "predict", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from luban import verbs
+
+        return getattr(verbs, name)
+    raise AttributeError(f"module 'luban' has no attribute {name!r}")
