@@ -1,0 +1,123 @@
+"""What a person sees while a verb works: a live line on a terminal, plain lines elsewhere; always on stderr.
+
+Results go to stdout, so that `--json` leaves there nothing but JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+PLAIN_SECONDS = 10.0
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def short(value: float) -> str:
+    """Write a count with a unit prefix and three digits.
+
+    Example:
+        >>> short(1_536_000), short(812), short(93.4e9)
+        ('1.54M', '812', '93.4G')
+    """
+    for size, unit in _UNITS:
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it.
+
+    Example:
+        >>> duration(8.2), duration(75), duration(7260)
+        ('8 s', '1 min 15 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Show:
+    """Shows work in progress.
+
+    Arguments:
+        stream: where to; stderr when left out.
+        quiet: show nothing, for other ranks than the first and for use from Python.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, stream: TextIO | None = None, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = Console(file=stream or sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self._quiet, self._clock = quiet, clock
+        self._live: Live | None = None
+        self._last, self._stage = -PLAIN_SECONDS, ""
+        self._rate, self._seen = 0.0, (0, 0.0)
+
+    def line(self, text: str) -> None:
+        """Say something that stays."""
+        self._console.print(escape(text))
+
+    def stage(self, name: str, fraction: float) -> None:
+        """Show how far a stage of the preparation is; a stage that ends within a blink shows once."""
+        if self._quiet:
+            return
+        if name != self._stage:
+            self._stage = name
+            self.clear()
+            if not self._console.is_terminal:
+                self.line(f"{name} ...")
+        if self._console.is_terminal:
+            self._draw(name, fraction, "")
+
+    def step(
+        self, *, step: int, tokens: int, seconds: float, flops: int, loss: float, fraction: float, peak_flops: float
+    ) -> None:
+        """Show where training stands: loss, tokens/s, share of the machine's measured peak, time left."""
+        if self._quiet:
+            return
+        tokens_before, seconds_before = self._seen
+        if step == 1 or tokens_before > tokens or seconds - seconds_before >= 1.0:
+            if seconds > seconds_before:
+                rate = (tokens - tokens_before) / (seconds - seconds_before)
+                self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
+            self._seen = (tokens, seconds)
+        now = self._clock()
+        if now - self._last < (0.2 if self._console.is_terminal else PLAIN_SECONDS) and fraction < 1.0:
+            return
+        self._last, self._stage = now, "training"
+        share = flops / tokens * self._rate / peak_flops if tokens and peak_flops else 0.0
+        left = seconds * (1 - fraction) / fraction if fraction > 0 else 0.0
+        facts = (
+            f"step {step:,}  loss {loss:.3f}  {self._rate:,.0f} tokens/s  {share:.0%} of peak  {duration(left)} left"
+        )
+        if self._console.is_terminal:
+            self._draw("training", fraction, facts)
+        else:
+            self.line(f"{fraction:4.0%}  {facts}")
+
+    def clear(self) -> None:
+        """Take the live line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self, name: str, fraction: float, facts: str) -> None:
+        row = Table.grid(padding=(0, 1))
+        row.add_row(name, ProgressBar(total=1.0, completed=min(1.0, fraction), width=24), f"{fraction:4.0%}", facts)
+        if self._live is None:
+            self._live = Live(row, console=self._console, transient=True, auto_refresh=False)
+            self._live.start()
+        self._live.update(row, refresh=True)

@@ -1,0 +1,215 @@
+"""Rows of tables: JSON lines, CSV and TSV, Parquet, and the Arrow files of saved datasets."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from luban.data.rows import FileRows, Row
+from luban.data.sources import CorruptStream, open_bytes
+from luban.errors import DataError, MissingExtra, nearest
+
+_ROWS_AT_ONCE = 64
+_ROWS_WITHOUT_COLUMN = 1000
+
+
+def table_rows(reader: FileRows) -> Iterator[Row]:
+    """Yield the rows of a table, each a document."""
+    match reader.file.format:
+        case "jsonl":
+            return _json_lines(reader)
+        case "csv":
+            return _csv(reader, ",")
+        case "tsv":
+            return _csv(reader, "\t")
+        case "parquet":
+            return _parquet(reader)
+        case _:
+            return _arrow(reader)
+
+
+def _no_column(reader: FileRows, columns: Iterable[str]) -> DataError:
+    names = sorted(set(columns))
+    close = nearest(reader.column, names)
+    fix = (
+        f"set data.text={close or (names[0] if len(names) == 1 else 'COLUMN')}; there are: {', '.join(names)}"
+    )
+    return DataError("the file has no such column", received=reader.column, where=reader.file.path, fix=fix)
+
+
+def _json_lines(reader: FileRows) -> Iterator[Row]:
+    columns: set[str] = set()
+    without = 0
+    with reader.open() as stream:
+        for raw in reader.lines(stream):
+            if not raw.strip():
+                reader.mended("blank_line", "a line without text between rows")
+                continue
+            if raw.endswith(b"\r\n"):
+                reader.mended("crlf", "the line ends with CRLF")
+            value = _json_object(reader, raw)
+            if value is None:
+                continue
+            if reader.column not in value:
+                columns.update(list(value)[:100])
+                without += 1
+                if without >= _ROWS_WITHOUT_COLUMN and without == reader.line:
+                    raise _no_column(reader, columns)
+                reader.bad(
+                    "missing_column",
+                    f"no column {reader.column!r}; there are: {', '.join(list(value)[:20])}",
+                    raw,
+                )
+                continue
+            if (row := reader.row(value[reader.column])) is not None:
+                yield row
+    if without and without == reader.line:
+        raise _no_column(reader, columns)
+
+
+def _json_object(reader: FileRows, raw: bytes) -> dict[str, Any] | None:
+    if b"\0" in raw:
+        reader.bad("nul", "a NUL byte", raw)
+        return None
+    try:
+        value = json.loads(raw)
+    except UnicodeDecodeError as error:
+        reader.bad("invalid_utf8", f"byte {error.start + 1} of the line is not UTF-8", raw)
+    except (ValueError, RecursionError) as error:
+        reader.bad("broken_json", str(error), raw)
+    else:
+        if isinstance(value, dict):
+            return value
+        reader.bad("not_an_object", f"the row is a {type(value).__name__}", raw)
+    return None
+
+
+class _CsvLines:
+    """The lines of a CSV file for `csv.reader`; bytes that are no UTF-8 pass through as surrogates."""
+
+    def __init__(self, reader: FileRows, stream: io.BufferedReader) -> None:
+        self._lines = reader.lines(stream)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._lines).decode("utf-8", "surrogateescape")
+
+
+def _csv(reader: FileRows, delimiter: str) -> Iterator[Row]:
+    # The limit is one of the module; a row of ours may be longer than its 128 KiB.
+    csv.field_size_limit(max(csv.field_size_limit(), reader.limit))
+    with reader.open() as stream:
+        table = csv.reader(_CsvLines(reader, stream), delimiter=delimiter, strict=True)
+        header = next(_csv_rows(reader, table), None)
+        if header is None:
+            return
+        if reader.column not in header[1]:
+            raise _no_column(reader, header[1])
+        width, index = len(header[1]), header[1].index(reader.column)
+        for start, row in _csv_rows(reader, table):
+            end, reader.line = reader.line, start
+            if len(row) != width:
+                reader.bad(
+                    "wrong_columns", f"{len(row)} columns, the header has {width}", delimiter.join(row)[:2000]
+                )
+            elif any("\udc80" <= c <= "\udcff" for c in row[index]):
+                reader.bad(
+                    "invalid_utf8", "the text is not UTF-8", row[index].encode("utf-8", "surrogateescape")
+                )
+            elif (found := reader.row(row[index])) is not None:
+                yield found
+            reader.line = end
+
+
+def _csv_rows(reader: FileRows, table: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line each row starts on, and its cells."""
+    while True:
+        start = reader.line + 1
+        try:
+            row = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            reader.bad("wrong_columns", f"the row cannot be read: {error}", None, start)
+            continue
+        if row:
+            yield start, row
+        else:
+            reader.mended("blank_line", "a line without text between rows")
+
+
+def _parquet(reader: FileRows) -> Iterator[Row]:
+    with _on_disk(reader) as path:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise MissingExtra("pyarrow", extra="data", purpose="read .parquet files") from None
+        try:
+            with pq.ParquetFile(path) as table:
+                if reader.column not in table.schema_arrow.names:
+                    raise _no_column(reader, table.schema_arrow.names)
+                batches = table.iter_batches(
+                    batch_size=_ROWS_AT_ONCE, columns=[reader.column], use_threads=False
+                )
+                for batch in batches:
+                    yield from _column_rows(reader, batch.column(0))
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptStream(f"not a whole Parquet file ({str(error)[:200]})") from None
+    reader.seen(reader.file.path.stat().st_size)
+
+
+@contextlib.contextmanager
+def _on_disk(reader: FileRows) -> Iterator[Path]:
+    """Give a path of the decompressed file: Parquet is read from its end."""
+    if reader.file.compression is None:
+        yield reader.file.path
+        return
+    with tempfile.TemporaryDirectory(prefix="luban-") as folder:
+        path = Path(folder) / "table.parquet"
+        with open_bytes(reader.file) as stream, path.open("wb") as file:
+            shutil.copyfileobj(stream, file, 1 << 20)
+        yield path
+
+
+def _arrow(reader: FileRows) -> Iterator[Row]:
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise MissingExtra("pyarrow", extra="data", purpose="read a saved dataset") from None
+    try:
+        with pa.memory_map(str(reader.file.path)) as file, pa.ipc.open_stream(file) as table:
+            if reader.column not in table.schema.names:
+                raise _no_column(reader, table.schema.names)
+            for batch in table:
+                column = batch.column(reader.column)
+                for start in range(0, len(column), _ROWS_AT_ONCE):
+                    yield from _column_rows(reader, column.slice(start, _ROWS_AT_ONCE))
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptStream(f"not a whole Arrow file ({str(error)[:200]})") from None
+    reader.seen(reader.file.path.stat().st_size)
+
+
+def _column_rows(reader: FileRows, column: Any) -> Iterator[Row]:
+    """Yield the rows of an Arrow column; text is decoded here, row by row, so that one bad row is one bad row."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())
+    elif pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    for value in column.to_pylist():
+        reader.line += 1
+        if (row := reader.row(value)) is not None:
+            yield row

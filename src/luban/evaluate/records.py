@@ -1,0 +1,251 @@
+"""Reads what a run folder holds: nothing is trusted, any file may be absent, torn or huge.
+
+A file that is there and cannot be read leaves a notice instead of ending the report. Logs are streamed; a
+line takes 8 bytes per column in memory. A last line without its end was torn by a crash and is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+JsonObject = Mapping[str, Any]
+
+MAX_JSON_BYTES = 32 << 20
+MAX_LINE_BYTES = 1 << 20
+MAX_SAMPLE_STEPS = 64
+MAX_PROMPTS = 8
+MAX_EVENTS = 400
+
+TRAIN = ("step", "tokens", "loss", "learning_rate", "gradient_norm")
+EVALUATION = ("step", "tokens", "loss", "bits_per_byte", "perplexity")
+TIMING = ("step", "seconds", "tokens_per_second", "flops_per_second", "peak_share")
+
+
+def real(value: object) -> float | None:
+    """Return a finite number as float; anything else is None.
+
+    Example:
+        >>> real(3), real("3"), real(float("nan")), real(True)
+        (3.0, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        as_float = float(value)
+    except OverflowError:
+        return None
+    return as_float if math.isfinite(as_float) else None
+
+
+def words(value: object, limit: int = 300) -> str:
+    """Return a text of at most `limit` characters; anything but a text or a number is empty."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    try:
+        whole = str(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return ""
+    return whole if len(whole) <= limit else whole[:limit] + "…"
+
+
+def mapping(value: object) -> JsonObject:
+    """Return an object as it is; anything else is an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def objects(value: object) -> list[JsonObject]:
+    """Return the objects of a list; anything else in it, or in its place, is left out."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+class Table:
+    """Columns of numbers that grow row by row; a repeated step takes the place of what was logged before it.
+
+    Example:
+        >>> table = Table(("step", "loss"))
+        >>> for step, loss in [(1, 3.0), (2, 2.5), (2, 2.4)]:
+        ...     table.add({"step": step, "loss": loss})
+        >>> table["loss"].tolist()
+        [3.0, 2.4]
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._columns = {name: array("d") for name in names}
+
+    def __len__(self) -> int:
+        return len(self._columns["step"])
+
+    def __getitem__(self, name: str) -> Floats:
+        return np.array(self._columns[name], dtype=np.float64)
+
+    def add(self, row: JsonObject) -> None:
+        """Append a row; what is not a number becomes NaN. A row without a step is left out."""
+        step = real(row.get("step"))
+        if step is None:
+            return
+        steps = self._columns["step"]
+        while steps and steps[-1] >= step:  # a resumed run logs again what it had not saved
+            for column in self._columns.values():
+                column.pop()
+        for name, column in self._columns.items():
+            value = real(row.get(name))
+            column.append(math.nan if value is None else value)
+
+
+@dataclass
+class Pauses:
+    """How often training paused for something, and for how long in all."""
+
+    times: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class RunRecords:
+    """All that the report says, as the run folder has it."""
+
+    recipe: JsonObject = field(default_factory=dict)
+    machine: JsonObject = field(default_factory=dict)
+    plan: JsonObject = field(default_factory=dict)
+    evaluation: JsonObject = field(default_factory=dict)
+    result: JsonObject = field(default_factory=dict)
+    data: JsonObject = field(default_factory=dict)
+    train: Table = field(default_factory=lambda: Table(TRAIN))
+    evaluations: Table = field(default_factory=lambda: Table(EVALUATION))
+    timings: Table = field(default_factory=lambda: Table(TIMING))
+    pauses: dict[str, Pauses] = field(default_factory=dict)
+    samples: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
+    sample_steps: int = 0
+    events: list[JsonObject] = field(default_factory=list)
+    event_count: int = 0
+    unreadable: dict[str, int] = field(default_factory=dict)
+    """File name -> how many of its lines could not be read; 0 when the whole file could not."""
+
+
+def read_run(run: Path) -> RunRecords:
+    """Read the run folder's files; see docs/design.md for their formats."""
+    records = RunRecords()
+    for name in ("recipe", "machine", "plan", "evaluation", "result"):
+        setattr(records, name, _read_object(run, f"{name}.json", records))
+    records.data = _read_object(run, "data/report.json", records)
+    elsewhere = records.plan.get("data")
+    if not records.data and isinstance(elsewhere, str) and "\0" not in elsewhere:
+        records.data = _read_object(run, f"{elsewhere}/report.json", records)
+    _read_metrics(run, records)
+    _read_timings(run, records)
+    _read_samples(run, records)
+    _read_events(run, records)
+    return records
+
+
+def _read_object(run: Path, name: str, records: RunRecords) -> JsonObject:
+    path = run / name
+    try:
+        if not path.is_file():
+            return {}
+        if path.stat().st_size <= MAX_JSON_BYTES:
+            value = json.loads(path.read_bytes())
+            if isinstance(value, dict):
+                return value
+    except (OSError, ValueError, RecursionError):
+        pass
+    records.unreadable[name] = 0
+    return {}
+
+
+def _lines(run: Path, name: str, records: RunRecords) -> Iterator[JsonObject]:
+    """Yield the objects of a JSON Lines file; unreadable lines are counted, a torn last one is not."""
+    path = run / name
+    bad = 0
+    try:
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                torn = not line.endswith(b"\n")
+                if torn and len(line) == MAX_LINE_BYTES:
+                    torn = not _skip_line(file)
+                    line = b""
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    value = None
+                if isinstance(value, dict):
+                    yield value
+                elif not torn:
+                    bad += 1
+    except OSError:
+        records.unreadable[name] = 0
+    if bad:
+        records.unreadable[name] = bad
+
+
+def _skip_line(file: BinaryIO) -> bool:
+    """Read to the end of a line that is too long; False when the file ends before it."""
+    while piece := file.readline(MAX_LINE_BYTES):
+        if piece.endswith(b"\n"):
+            return True
+    return False
+
+
+def _read_metrics(run: Path, records: RunRecords) -> None:
+    for row in _lines(run, "metrics.jsonl", records):
+        if row.get("kind") == "train":
+            records.train.add(row)
+        elif row.get("kind") == "evaluation":
+            records.evaluations.add(row)
+
+
+def _read_timings(run: Path, records: RunRecords) -> None:
+    for row in _lines(run, "timings.jsonl", records):
+        kind = row.get("kind")
+        if kind == "train":
+            records.timings.add(row)
+        elif kind in ("checkpoint", "evaluation"):
+            pauses = records.pauses.setdefault(kind, Pauses())
+            pauses.times += 1
+            pauses.seconds += real(row.get("took")) or 0.0
+
+
+def _read_samples(run: Path, records: RunRecords) -> None:
+    """Keep the samples of at most 64 steps, spread evenly over the run, the first and the last among them."""
+    kept: dict[int, tuple[int, list[tuple[str, str]]]] = {}  # step -> (its number among the steps, samples)
+    stride, seen = 1, 0
+    for row in _lines(run, "samples.jsonl", records):
+        step = real(row.get("step"))
+        if step is None:
+            continue
+        if int(step) not in kept:
+            last = next(reversed(kept), None)
+            if last is not None and kept[last][0] % stride:
+                del kept[last]
+            kept[int(step)] = (seen, [])
+            seen += 1
+        if len(kept) > MAX_SAMPLE_STEPS:
+            stride *= 2
+            kept = {s: group for s, group in kept.items() if group[0] % stride == 0 or s == int(step)}
+        samples = kept[int(step)][1]
+        if len(samples) < MAX_PROMPTS:
+            samples.append((words(row.get("prompt")), words(row.get("text"), 4000)))
+    records.samples = {step: samples for step, (_, samples) in kept.items()}
+    records.sample_steps = seen
+
+
+def _read_events(run: Path, records: RunRecords) -> None:
+    """Keep the first and the last events; what stands between too many is counted only."""
+    for row in _lines(run, "events.jsonl", records):
+        records.event_count += 1
+        records.events.append(row)
+        if len(records.events) > MAX_EVENTS:
+            del records.events[MAX_EVENTS // 2]

@@ -1,0 +1,314 @@
+"""The report of a run: one self-contained HTML page, in English and Chinese, made of the run folder's files.
+
+A run that is still going, was stopped or failed gets a report too, which says so. The same folder gives the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import yaml
+
+from luban import catalogue
+from luban.catalogue import Both, both
+from luban.durable import DISK, FileSystem, write_text
+from luban.errors import InputError
+from luban.evaluate import formats, page
+from luban.evaluate.charts import Scale, interval_bar
+from luban.evaluate.curves import Curves
+from luban.evaluate.data_section import data_section, named
+from luban.evaluate.figures import cost_rows, headline, machine_rows, median, parameters, total
+from luban.evaluate.records import (
+    MAX_EVENTS,
+    JsonObject,
+    RunRecords,
+    mapping,
+    objects,
+    read_run,
+    real,
+    words,
+)
+
+REPORT = "report.html"
+MAX_SAMPLES_SHOWN = 8
+MAX_EVALUATIONS_SHOWN = 30
+MAX_PASSAGES = 5
+STATUSES = ("finished", "running", "stopped", "failed")
+
+
+def write_report(run: Path, fs: FileSystem = DISK) -> Path:
+    """Write `run/report.html` and return its path.
+
+    Arguments:
+        run: a run folder; any of its files may be absent.
+        fs: the file system that durable writes go through.
+
+    Raises:
+        InputError: when `run` is not a folder.
+        StorageError: when the page cannot be written; an older one is intact then.
+    """
+    if not run.is_dir():
+        raise InputError("there is no run to report on", received=str(run), fix="give the folder of a run")
+    target = run / REPORT
+    write_text(target, render_report(read_run(run), folder_name(run)), fs)
+    return target
+
+
+def folder_name(run: Path) -> str:
+    """Return the path of `run` as commands write it: from the current folder if it lies there, else its name.
+
+    A report is made to be passed on, so it does not say where on the machine the run lies.
+    """
+    whole = run.resolve()
+    here = Path.cwd().resolve()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) and whole != here else whole.name or "."
+
+
+def render_report(records: RunRecords, folder: str) -> str:
+    """Return the page. `folder` is what the commands of the page call the run folder."""
+    curves = Curves(records)
+    status = status_of(records)
+    context = {
+        "heading": _heading(records),
+        "folder": page.plain(folder),
+        "status": status,
+        "notices": _notices(records, status),
+        "figures": headline(records),
+        "curves": curves,
+        "read_out": curves.read_out() if curves else None,
+        "medians": {
+            "tokens_per_second": formats.count(median(records.timings["tokens_per_second"])),
+            "peak_share": formats.percent(median(records.timings["peak_share"])),
+        },
+        "evaluations": _evaluations(records),
+        "samples": _samples(records),
+        "evaluation": _evaluation(records.evaluation),
+        "data": data_section(records.data),
+        "machine": machine_rows(records),
+        "cost": cost_rows(records),
+        "commands": _commands(folder, status),
+        "recipe": _recipe(records.recipe),
+        "events": _events(records),
+    }
+    return page.render("report.html", ("page.css", "report.css"), ("page.js", "report.js"), **context)
+
+
+def status_of(records: RunRecords) -> str:
+    """Return how the run stands: its last event says it, and without one its result."""
+    if not records.events and not records.result and not len(records.train):
+        return "empty"
+    for event in reversed(records.events):
+        if (name := event.get("event")) in ("finished", "stopped", "failed"):
+            return str(name)
+        if name in ("started", "resumed"):
+            return "running"
+    status = records.result.get("status")
+    return str(status) if status in STATUSES else "finished" if records.result else "running"
+
+
+def _data_name(records: RunRecords) -> Both:
+    files = [words(file.get("name"), 120) for file in objects(records.data.get("files"))]
+    source = mapping(records.recipe.get("data")).get("source")
+    sources = (
+        [words(s, 300) for s in source if isinstance(s, str)] if isinstance(source, list) else [words(source)]
+    )
+    found = [PurePath(page.plain(name)).name for name in (sources if any(sources) else files) if name]
+    if not any(found):
+        return both("report.data_unknown")
+    if len(found) == 1:
+        return formats.same(found[0])
+    return both("report.files", first=found[0], more=len(found) - 1)
+
+
+def _heading(records: RunRecords) -> dict[str, Any]:
+    task = f"task.{words(records.recipe.get('task') or records.result.get('task'), 40)}"
+    what = both(task if catalogue.has(task) else "task.unknown")
+    size, data = parameters(records), _data_name(records)
+    key = "report.title" if size is not None else "report.title_no_size"
+    details = []
+    device = page.plain(words(records.machine.get("name") or records.machine.get("device"), 80))
+    if (seconds := total(records, "seconds")) is not None and device:
+        details.append(both("report.subtitle", seconds=formats.duration(seconds), device=device))
+    if (steps := total(records, "steps")) is not None:
+        details.append(both("report.steps", steps=formats.whole(steps)))
+    if records.events and (begun := records.events[0].get("time")) is not None:
+        details.append(both("report.begun", time=formats.moment(begun)))
+    values = {"parameters": formats.count(size), "task": what}
+    return {
+        "plain": both(key, data=data, **values),
+        "title": page.translate(key, data={k: page.user(v) for k, v in data.items()}, **values),
+        "details": details,
+    }
+
+
+def _notices(records: RunRecords, status: str) -> list[tuple[str, dict[str, Any]]]:
+    notices: list[tuple[str, dict[str, Any]]] = []
+    step = formats.whole(total(records, "steps"))
+    if status == "empty":
+        notices.append(("report.notice.empty", {}))
+    elif status != "finished":
+        notices.append((f"report.notice.{status}", {"step": step}))
+    for file, count in records.unreadable.items():
+        key = "report.notice.lines" if count else "report.notice.unreadable"
+        notices.append((key, {"file": page.user(file), "count": formats.whole(count)}))
+    return notices
+
+
+def _evaluations(records: RunRecords) -> list[dict[str, Any]]:
+    """The evaluations during training as rows of a table, at most 30 of them."""
+    table = records.evaluations
+    columns = {name: table[name] for name in table.names}
+    return [
+        {
+            "step": formats.whole(float(columns["step"][i])),
+            "tokens": formats.count(float(columns["tokens"][i])),
+            **{n: formats.number(float(columns[n][i])) for n in ("loss", "bits_per_byte", "perplexity")},
+        }
+        for i in _spread(len(table), MAX_EVALUATIONS_SHOWN)
+    ]
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """At most `limit` positions of `count`, evenly spread, the first and the last among them."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, limit).tolist()}) if count else []
+
+
+def _samples(records: RunRecords) -> dict[str, Any] | None:
+    """The samples of at most 8 steps, spread over the run."""
+    if not records.samples:
+        return None
+    steps = list(records.samples)
+    at, loss = records.evaluations["step"], records.evaluations["loss"]
+    points = []
+    for step in (steps[i] for i in _spread(len(steps), MAX_SAMPLES_SHOWN)):
+        found = np.flatnonzero(at == step)
+        known = float(loss[found[0]]) if found.size and math.isfinite(loss[found[0]]) else None
+        texts = [_sample(prompt, text) for prompt, text in records.samples[step][:4]]
+        points.append(
+            {
+                "step": formats.whole(step),
+                "loss": None if known is None else formats.number(known),
+                "texts": texts,
+            }
+        )
+    return {
+        "points": points,
+        "shown": formats.whole(len(points)),
+        "total": formats.whole(records.sample_steps),
+    }
+
+
+def _sample(prompt: str, text: str) -> dict[str, str]:
+    """Show the prompt once, whether or not the text begins with it."""
+    return {"prompt": prompt, "text": words(text.removeprefix(prompt), 1200)}
+
+
+def _evaluation(evaluation: JsonObject) -> dict[str, Any] | None:
+    metrics = {
+        n: m for n, raw in list(mapping(evaluation.get("metrics")).items())[:30] if (m := mapping(raw))
+    }
+    if not metrics:
+        return None
+    primary = mapping(evaluation.get("primary")).get("name")
+    counts = mapping(evaluation.get("counts"))
+    widest = max((_relative_width(metric) for metric in metrics.values()), default=0.0)
+    return {
+        "documents": formats.whole(real(counts.get("documents"))) if counts else None,
+        "tokens": formats.count(real(counts.get("tokens"))),
+        "bytes": formats.size(real(counts.get("bytes"))),
+        "metrics": [_metric_row(name, metric, name == primary, widest) for name, metric in metrics.items()],
+        "worst": [_passage(p) for p in objects(evaluation.get("worst"))[:MAX_PASSAGES]],
+        "best": [_passage(p) for p in objects(evaluation.get("best"))[:MAX_PASSAGES]],
+    }
+
+
+def _relative_width(metric: JsonObject) -> float:
+    """How far the interval reaches from the value, as a share of the value."""
+    value, low, high = (real(metric.get(key)) for key in ("value", "low", "high"))
+    if not value or low is None or high is None:
+        return 0.0
+    return min(max(abs(high - value), abs(value - low)) / abs(value), 10.0)
+
+
+def _metric_row(name: str, metric: JsonObject, primary: bool, widest: float) -> dict[str, Any]:
+    """One row of the table; the bars of all rows show relative widths and so can be compared."""
+    value, low, high = (real(metric.get(key)) for key in ("value", "low", "high"))
+    short = words(name, 60)
+    known = catalogue.has(f"metric.{short}.name")
+    shown = both(f"metric.{short}.name") if known else formats.same(page.plain(short))
+    row: dict[str, Any] = {
+        "name": shown,
+        "unit": both(f"metric.{short}.unit") if known else None,
+        "meaning": both(f"metric.{short}.meaning") if known else None,
+        "value": formats.number(value),
+        "primary": primary,
+        "low": None,
+    }
+    if value is not None and low is not None and high is not None and high > low:
+        row |= {"low": formats.number(low), "high": formats.number(high)}
+        room = 1.25 * widest * abs(value) or high - low
+        around = Scale(value - room, value + room, ())
+        title = both(
+            "report.evaluation.interval_chart",
+            name=shown,
+            value=row["value"],
+            low=row["low"],
+            high=row["high"],
+        )
+        row["bar"] = interval_bar(value, low, high, around, title)
+    return row
+
+
+def _passage(passage: JsonObject) -> dict[str, Any]:
+    return {
+        "text": words(passage.get("text"), 500),
+        "bits": formats.number(real(passage.get("bits_per_byte")), 3),
+    }
+
+
+def _commands(folder: str, status: str) -> list[dict[str, Any]]:
+    run, model = shlex.quote(page.plain(folder)), shlex.quote(page.plain(f"{folder}/model"))
+    commands = []
+    if status != "finished":
+        commands.append(
+            {"name": both("report.next.resume"), "code": formats.same(f"luban train --resume {run}")}
+        )
+    prompts = {k: f"luban predict {model} {shlex.quote(v)}" for k, v in both("report.next.prompt").items()}
+    commands.append({"name": both("report.next.predict"), "code": prompts})
+    commands.append(
+        {"name": both("report.next.evaluate"), "code": formats.same(f"luban evaluate {model} --data FILE")}
+    )
+    python = f"import luban\nmodel = luban.load({page.plain(folder + '/model')!r})"
+    commands.append({"name": both("report.next.load"), "code": formats.same(python)})
+    return commands
+
+
+def _recipe(recipe: JsonObject) -> str | None:
+    if not recipe:
+        return None
+    shown: str = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+    return words(shown, 50_000)
+
+
+def _events(records: RunRecords) -> dict[str, Any] | None:
+    if not records.events:
+        return None
+    rows = [
+        {
+            "time": formats.moment(event.get("time")),
+            "event": named("event", event.get("event")),
+            "message": words(event.get("message"), 500),
+        }
+        for event in records.events
+    ]
+    hidden = records.event_count - len(rows)
+    return {
+        "first": rows[: MAX_EVENTS // 2] if hidden else rows,
+        "hidden": hidden,
+        "last": rows[MAX_EVENTS // 2 :] if hidden else [],
+    }

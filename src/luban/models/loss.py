@@ -1,0 +1,137 @@
+"""Cross-entropy of a language model that never holds the logits of all tokens at once.
+
+Logits are the largest tensor of a small model: 4,096 tokens by 16,384 words are 256 MB, and as much again for
+their gradient. Here a piece of the tokens is taken at a time, and its gradients are computed while its logits
+are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100
+_PLAIN_BYTES = 4 << 20  # smaller logits stay in cache; then the plain path is as fast (benchmarks/LOG.md)
+
+
+def cross_entropy_sum(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tokens: int = 512, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the summed negative log-likelihood of `targets`, in nats, and how many targets count.
+
+    Divide the sum by the count of the whole batch, not of a part of it: then accumulating over parts is
+    exact.
+
+    Arguments:
+        hidden: states after the final norm, (..., width).
+        weight: the output embedding, (vocab_size, width).
+        targets: (...) int64; -100 is ignored, and costs nothing.
+        chunk_tokens: how many tokens' logits are held at once.
+        bias: (vocab_size,).
+
+    Shapes:
+        both results are scalars; the loss is float32, or float64 for float64 states.
+
+    Example:
+        >>> loss, count = cross_entropy_sum(torch.zeros(3, 2), torch.zeros(4, 2), torch.tensor([0, 1, -100]))
+        >>> f"{loss:.4f} {count}"
+        '2.7726 2'
+    """
+    states, flat = hidden.flatten(0, -2), targets.flatten()  # (tokens, width), (tokens,)
+    counted = flat != IGNORED
+    count = counted.sum()
+    if flat.numel() * weight.shape[0] * 4 <= _PLAIN_BYTES:
+        logits = F.linear(states, weight, bias)
+        return F.cross_entropy(_wide(logits), flat, ignore_index=IGNORED, reduction="sum"), count
+    if int(count) < flat.numel():
+        kept = counted.nonzero().squeeze(1)
+        states, flat = states[kept], flat[kept]
+    apply: Callable[..., Tensor] = _ChunkedCrossEntropy.apply
+    return apply(states, weight, bias, flat, chunk_tokens), count
+
+
+@torch.no_grad()
+def token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tokens: int = 512, bias: Tensor | None = None
+) -> Tensor:
+    """Return each target's negative log-likelihood in nats, without gradients; ignored targets give 0.
+
+    Shapes:
+        as `cross_entropy_sum`; returns the shape of `targets`, float32 or float64.
+    """
+    states, flat = hidden.flatten(0, -2), targets.flatten()
+    losses = [
+        F.cross_entropy(_wide(F.linear(part, weight, bias)), wanted, ignore_index=IGNORED, reduction="none")
+        for part, wanted in zip(
+            torch.split(states, chunk_tokens), torch.split(flat, chunk_tokens), strict=True
+        )
+    ]
+    return torch.cat(losses).view(targets.shape)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: a sum of exponentials in bfloat16 keeps two digits."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Loss and gradients in one walk over the tokens; every target counts."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_tokens: int
+    ) -> Tensor:
+        dtype = hidden.dtype
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+        matrix = weight.to(dtype)  # (vocab_size, width)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        for_hidden = torch.empty_like(hidden) if needs_hidden else None
+        for_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        for_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
+        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(targets), chunk_tokens):
+                states = hidden[start : start + chunk_tokens].to(dtype)
+                wanted = targets[start : start + chunk_tokens, None]
+                logits = F.linear(states, matrix, None if bias is None else bias.to(dtype))
+                slopes = torch.log_softmax(
+                    logits, dim=-1, dtype=wide
+                )  # (chunk, vocab_size), slopes two lines on
+                loss -= slopes.gather(1, wanted).sum()
+                if not (needs_hidden or needs_weight or needs_bias):
+                    continue
+                slopes = slopes.exp_().scatter_add_(1, wanted, slopes.new_full(wanted.shape, -1.0))
+                if for_bias is not None:
+                    for_bias += slopes.sum(0)
+                slopes = slopes.to(dtype)
+                if for_hidden is not None:
+                    for_hidden[start : start + chunk_tokens] = slopes @ matrix
+                if for_weight is not None:
+                    _add_product(for_weight, slopes, states)
+        ctx.save_for_backward(for_hidden, for_weight, for_bias)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [
+            None if slope is None else (slope * gradients[0]).to(dtype)
+            for slope, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None)
+
+
+def _add_product(total: Tensor, slopes: Tensor, states: Tensor) -> None:
+    """total += slopes^T states, summed in `total`'s dtype."""
+    if slopes.dtype == total.dtype:
+        total.addmm_(slopes.t(), states)
+    else:
+        total += slopes.t() @ states

@@ -1,0 +1,65 @@
+"""Stopping well: a signal asks, the work stops at its next safe point and saves; a second signal stops at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from luban.errors import Stopped
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether somebody asked this process to stop, and how.
+
+    Example:
+        >>> request = StopRequest()
+        >>> request.requested
+        False
+        >>> request.ask("a test")
+        >>> request.requested, request.reason
+        (True, 'a test')
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.reason is not None
+
+    def ask(self, reason: str) -> None:
+        """Ask for a stop."""
+        self.reason = reason
+
+    def check(self) -> None:
+        """Raise `Stopped` when a stop was asked for; called between pieces of work that save nothing themselves."""
+        if self.reason is not None:
+            raise Stopped(f"stopped by {self.reason}")
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Answer SIGINT, SIGTERM, SIGHUP and SIGUSR1 within the block. Only the main thread can; others just run."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+
+        def asked(number: int, frame: FrameType | None) -> None:
+            del frame
+            name = signal.Signals(number).name
+            if self.reason is not None:
+                # A person who asks twice means now; checkpoints are atomic, so nothing is torn.
+                raise Stopped(f"stopped at once by a second {name}")
+            self.ask(name)
+
+        before = {number: signal.signal(number, asked) for number in ASKING}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,298 @@
+"""Language models: text in, the next token out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from luban.data.prepare import Prepared, prepare
+from luban.data.shards import TokenShards
+from luban.data.tokenizer import Tokenizer
+from luban.data.windows import WindowBatch, Windows, sequential
+from luban.errors import InputError
+from luban.metrics.text_loss import LN2, TextLoss
+from luban.model_folder import LoadedModel
+from luban.models.decoder import Decoder, DecoderConfig
+from luban.models.flops import step_flops
+from luban.models.gpt2 import GPT2, GPT2Config
+from luban.models.rope import Llama3Scaling
+from luban.models.loss import cross_entropy_sum, token_losses
+from luban.recipe import DecoderModel, LanguageModelRecipe
+from luban.tasks.base import Evaluation
+from luban.tasks.text_generation import generate_text
+
+LanguageModule = Decoder | GPT2
+
+MICRO_BATCH_TOKENS = 16_384
+QUICK_TOKENS = 16_384
+EVALUATION_TOKENS = 8_192
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Windows of text as tensors."""
+
+    inputs: Tensor
+    targets: Tensor
+    segments: Tensor | None
+    positions: Tensor | None
+    count: int
+    first: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that pass through the model."""
+        return self.inputs.numel()
+
+    def describe(self) -> Mapping[str, Any]:
+        """Name the windows: their places in the order of training."""
+        return {"first_window": self.first, "windows": len(self.inputs)}
+
+
+class LanguageModel:
+    """Predict the next token of text."""
+
+    name: ClassVar[str] = "language-model"
+    recipe: ClassVar[type[LanguageModelRecipe]] = LanguageModelRecipe
+    minimise = True
+
+    @staticmethod
+    def prepare(
+        recipe: LanguageModelRecipe,
+        folder: Path,
+        *,
+        stop: Callable[[], None],
+        progress: Callable[[str, float], None],
+    ) -> Prepared:
+        """Clean, tokenise and pack the text; see luban.data.prepare."""
+        return prepare(recipe.data, folder, stop=stop, progress=progress)
+
+    def __init__(
+        self, recipe: LanguageModelRecipe, prepared: Prepared, *, start: LoadedModel | None = None
+    ) -> None:
+        self.settings, self.data, self.tokenizer = recipe, prepared, prepared.tokenizer
+        length = recipe.data.length
+        torch.manual_seed(recipe.train.seed)
+        if start is not None:
+            _check_vocabulary(start.module, self.tokenizer)
+            self.model: LanguageModule = start.module
+        else:
+            self.model = build(recipe.model, vocab_size=self.tokenizer.vocab_size, length=length)
+        self._windows = Windows(
+            prepared.train, length=length, seed=recipe.train.seed, attention=recipe.data.attention
+        )
+
+    def batches(self, step: int, rank: int, ranks: int) -> list[TextBatch]:
+        """Return the rank's share of the step's windows, cut into micro-batches."""
+        batch = self.settings.train.batch
+        first, last = step * batch + batch * rank // ranks, step * batch + batch * (rank + 1) // ranks
+        size = self.settings.train.micro_batch or max(1, MICRO_BATCH_TOKENS // self.settings.data.length)
+        device = next(self.model.parameters()).device
+        return [_tensors(self._windows.batch(at, min(size, last - at)), at, device) for at in range(first, last, size)]
+
+    def epoch(self, step: int) -> float:
+        """Return how many times the training text was seen after `step` steps."""
+        return step * self.settings.train.batch / self._windows.per_epoch
+
+    def loss(self, batch: TextBatch) -> Tensor:
+        """Return the negative log-likelihood in nats, summed over the target tokens."""
+        hidden = self.model.hidden(batch.inputs, positions=batch.positions, segments=batch.segments)
+        return cross_entropy_sum(hidden, self.model.output_weight, batch.targets)[0]
+
+    def flops(self, batch: TextBatch) -> int:
+        """Return the FLOPs of the matrix multiplications of forward and backward."""
+        return step_flops(self.model.config, *batch.inputs.shape)
+
+    def quick(self) -> Mapping[str, float]:
+        """Measure about the first 16,000 tokens spread over the held-out documents."""
+        figures = self._measure(limit=QUICK_TOKENS, stop=lambda: None).figures()
+        primary = self.settings.evaluate.primary
+        return {primary: figures[primary], **figures}
+
+    def evaluate(self, *, stop: Callable[[], None]) -> Evaluation:
+        """Measure all held-out text, with intervals, and show the best and worst predicted documents."""
+        return evaluation_of(self._measure(limit=None, stop=stop), self.settings, self.data.validation, self.tokenizer)
+
+    def samples(self) -> list[dict[str, str]]:
+        """Continue the recipe's prompts, or the openings of held-out documents where it has none."""
+        tokens = self.settings.evaluate.sample_tokens
+        if not tokens:
+            return []
+        prompts = self.settings.evaluate.prompts or _openings(self.data.validation, self.tokenizer)
+        texts = generate_text(
+            self.model, self.tokenizer, prompts, max_tokens=tokens, temperature=0.8, top_p=0.95, seed=self.settings.train.seed
+        )
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to evaluate the model the same way elsewhere."""
+        return {"task": self.name, "length": self.settings.data.length, "primary": self.settings.evaluate.primary}
+
+    def _measure(self, *, limit: int | None, stop: Callable[[], None]) -> TextLoss:
+        length = self.settings.data.length
+        stride = self.settings.evaluate.stride or length
+        return measure(self.model, self.data.validation, self.tokenizer.end_id, length=length, stride=stride, limit=limit, stop=stop)
+
+
+def build(recipe: DecoderModel, *, vocab_size: int, length: int) -> LanguageModule:
+    """Build the model a recipe describes, freshly initialised from torch's generator.
+
+    Arguments:
+        recipe: the shape.
+        vocab_size: rows of the embedding.
+        length: the longest text it is trained on, in tokens.
+    """
+    if recipe.layout == "gpt2":
+        return GPT2(
+            GPT2Config(
+                vocab_size=vocab_size,
+                layers=recipe.layers,
+                width=recipe.width,
+                heads=recipe.heads,
+                mlp_width=recipe.mlp_width or 4 * recipe.width,
+                norm_eps=1e-5,
+                dropout=recipe.dropout,
+                max_length=length,
+            )
+        )
+    scaling = recipe.rope_scaling
+    return Decoder(
+        DecoderConfig(
+            layout=recipe.layout,
+            vocab_size=vocab_size,
+            layers=recipe.layers,
+            width=recipe.width,
+            heads=recipe.heads,
+            kv_heads=recipe.kv_heads or recipe.heads,
+            head_dim=recipe.head_dim or recipe.width // recipe.heads,
+            mlp_width=recipe.mlp_width or _mlp_width(recipe.width),
+            rope_theta=recipe.rope_theta,
+            rope_scaling=None if scaling is None else Llama3Scaling(**scaling.model_dump(exclude={"rope_type"})),
+            norm_eps=recipe.norm_eps,
+            qk_norm=recipe.layout == "qwen3",
+            qkv_bias=recipe.attention_bias or recipe.layout == "qwen2",
+            output_bias=recipe.attention_bias and recipe.layout in ("llama", "qwen3"),
+            tied=recipe.tied,
+            dropout=recipe.dropout,
+            max_length=max(length, 2048),
+        )
+    )
+
+
+def measure(
+    model: LanguageModule,
+    shards: TokenShards,
+    end_id: int,
+    *,
+    length: int,
+    stride: int,
+    limit: int | None = None,
+    stop: Callable[[], None] = lambda: None,
+) -> TextLoss:
+    """Sum the loss of every token of every document as a target exactly once; the end token is not counted.
+
+    Arguments:
+        model: any decoder of luban.models.
+        shards: the documents.
+        end_id: the token that separates documents; each document is read with it in front.
+        length: context in tokens.
+        stride: with `stride < length` each token but the first ones sees at least `length - stride` tokens before it.
+        limit: measure only about so many target tokens: every n-th batch.
+        stop: called between batches; raises to stop.
+    """
+    total, device = TextLoss(), next(model.parameters()).device
+    tokens = EVALUATION_TOKENS if limit is None else min(EVALUATION_TOKENS, max(length, limit // 8))
+    batches = sequential(shards, length, stride, rows=max(1, tokens // length), begin=end_id)
+    every = 1 if limit is None else max(1, len(shards) // limit)
+    with torch.no_grad():
+        for batch in islice(batches, 0, None, every):
+            stop()
+            inputs = torch.from_numpy(batch.inputs).to(device)
+            targets = torch.from_numpy(batch.targets).to(device)
+            targets = targets.masked_fill(targets == end_id, -100)
+            losses = token_losses(model.hidden(inputs), model.output_weight, targets)
+            nats = losses.double().sum(1).tolist()
+            counts = (targets != -100).sum(1).tolist()
+            assert batch.documents is not None
+            for document, row_nats, row_count in zip(batch.documents.tolist(), nats, counts, strict=True):
+                if row_count:
+                    total.add(document=document, nats=row_nats, tokens=row_count)
+    for document in total.tokens:
+        size = shards.documents[document]
+        share = total.tokens[document] / max(1, int(size[1]) - 1) if limit is not None else 1.0
+        total.size(document=document, bytes=round(int(size[2]) * share), characters=round(int(size[3]) * share))
+    return total
+
+
+def evaluation_of(
+    measured: TextLoss, settings: LanguageModelRecipe, shards: TokenShards, tokenizer: Tokenizer
+) -> Evaluation:
+    """Put figures, intervals and the passages predicted best and worst together."""
+    per_document = [
+        (measured.nats[d] / LN2 / measured.bytes[d], d) for d in measured.tokens if measured.bytes.get(d, 0) >= 20
+    ]
+    per_document.sort()
+    shown = min(SHOWN, len(per_document) // 2)
+
+    def passages(chosen: Sequence[tuple[float, int]]) -> list[dict[str, Any]]:
+        return [{"text": _opening(shards, tokenizer, d, 120), "bits_per_byte": bits} for bits, d in chosen]
+
+    return Evaluation(
+        primary=settings.evaluate.primary,
+        direction="min",
+        figures=measured.figures(),
+        intervals=measured.intervals(resamples=settings.evaluate.bootstrap),
+        counts=measured.counts(),
+        worst=passages(per_document[::-1][:shown]),
+        best=passages(per_document[:shown]),
+    )
+
+
+def _tensors(windows: WindowBatch, first: int, device: torch.device) -> TextBatch:
+    def tensor(array: Any) -> Tensor | None:
+        return None if array is None else torch.from_numpy(array).to(device)
+
+    inputs, targets = torch.from_numpy(windows.inputs), torch.from_numpy(windows.targets)
+    return TextBatch(
+        inputs.to(device),
+        targets.to(device),
+        tensor(windows.segments),
+        tensor(windows.positions),
+        int(windows.targets_count),
+        first,
+    )
+
+
+def _mlp_width(width: int) -> int:
+    """Return 8/3 of the width, so that SwiGLU's three matrices cost as much as two of four times the width."""
+    return (8 * width // 3 + 31) // 32 * 32
+
+
+def _check_vocabulary(module: LanguageModule, tokenizer: Tokenizer) -> None:
+    rows = module.output_weight.shape[0]
+    if tokenizer.vocab_size > rows:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model to start from has {rows}",
+            fix="leave data.tokenizer out, so that the model's own tokenizer is used",
+        )
+
+
+def _opening(shards: TokenShards, tokenizer: Tokenizer, document: int, tokens: int) -> str:
+    first, size = int(shards.documents[document][0]), int(shards.documents[document][1])
+    return tokenizer.decode(shards.read(first, first + min(tokens, size)).tolist())
+
+
+def _openings(shards: TokenShards, tokenizer: Tokenizer) -> list[str]:
+    """Return the first few words of three held-out documents, or of one document at three places."""
+    documents = shards.documents
+    if len(documents) >= 3:
+        return [_opening(shards, tokenizer, document, 12) for document in range(3)]
+    places = [len(shards) * part // 4 for part in range(3)]
+    return [tokenizer.decode(shards.read(place, min(place + 12, len(shards))).tolist()) for place in places]

@@ -1,0 +1,103 @@
+"""torch.compile where it pays for itself, eager everywhere else.
+
+The choice is made before step 1 from counted work and measured rates, and is kept in the run: compiled and eager code
+round differently, so a resumed run must make the same choice to end with the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+SECONDS_TO_COMPILE = 60.0
+"""What compiling forward and backward of a decoder took on two cores (benchmarks/LOG.md)."""
+SHARE_SAVED = 0.15
+"""Share of the eager time that compiling saved (benchmarks/LOG.md)."""
+
+
+def pays(expected_seconds: float) -> bool:
+    """Whether compiling saves at least twice what it costs in a run expected to take so long when eager.
+
+    Example:
+        >>> pays(180.0), pays(3600.0)
+        (False, True)
+    """
+    return expected_seconds * SHARE_SAVED > 2 * SECONDS_TO_COMPILE
+
+
+class Compiling:
+    """Whether the model runs compiled.
+
+    Repeated blocks (the members of each `nn.ModuleList`) are compiled, not the whole: the code of one serves all, so
+    the cost does not grow with depth. They are compiled in place and keep their parameters' names.
+
+    Arguments:
+        model: what runs.
+        wanted: the choice made before step 1.
+        tell: told in one line when compiling fails and the run goes on in eager mode.
+    """
+
+    def __init__(self, model: nn.Module, *, wanted: bool, tell: Callable[[str], None]) -> None:
+        self._regions = regions(model)
+        self._on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        self._wanted, self._tell = wanted, tell
+
+    def prepare(self, trial: Callable[[], object]) -> None:
+        """Compile, and run `trial` (forward and backward of one step) to see that it works.
+
+        A compiler that is missing or fails costs one line, not the run.
+        """
+        if not self._wanted:
+            return
+        if self._on_cpu and not (shutil.which("g++") or shutil.which("clang++")):
+            self._give_up("there is no C++ compiler")
+            return
+        try:
+            for region in self._regions:
+                region.compile()
+            trial()
+        except Exception as error:
+            # Whatever a compiler raises, the run can go on without it; an error of the model comes again in eager mode.
+            self._give_up((str(error).strip() or type(error).__name__).splitlines()[0][:200])
+
+    def _give_up(self, why: str) -> None:
+        self._wanted = False
+        for region in self._regions:
+            region._compiled_call_impl = None
+        self._tell(f"compile is off: {why}")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Run in eager mode within the block: other shapes would compile again."""
+        compiled = [region._compiled_call_impl for region in self._regions]
+        for region in self._regions:
+            region._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for region, call in zip(self._regions, compiled, strict=True):
+                region._compiled_call_impl = call
+
+    def state(self) -> dict[str, Any]:
+        """Return the choice, for a checkpoint."""
+        return {"on": self._wanted}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over the choice of the run that goes on."""
+        self._wanted = bool(state["on"])
+
+
+def regions(model: nn.Module) -> list[nn.Module]:
+    """Return the repeated blocks of a model, or the model itself when it repeats nothing.
+
+    Example:
+        >>> blocks = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+        >>> len(regions(nn.Sequential(nn.Linear(1, 2), blocks)))
+        2
+    """
+    blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
+    return blocks or [model]

@@ -1,0 +1,225 @@
+"""One interface for all optimizers: torch's own classes, and Muon.
+
+Weight decay falls on matrices (two dimensions or more) only: a norm's gain or a bias that is pulled to zero
+changes what the layer computes, not how large its weights are. With AdamW and Muon it is decoupled from the
+gradient, with SGD, RMSprop and Adam it is added to the gradient, as torch does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luban.errors import CheckpointError, InputError
+from luban.recipe import TrainRecipe
+from luban.train.muon import Muon
+
+Named = list[tuple[str, nn.Parameter]]
+
+_EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")
+_STATES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.RMSprop: ("step", "square_avg"),
+    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    Muon: ("momentum_buffer",),
+}
+
+
+class Optimizer:
+    """One or two torch optimizers that together update all parameters of a model.
+
+    Arguments:
+        kind: the optimizer's name in the recipe; a state is loaded only by the kind that gave it.
+        parts: the optimizers; no parameter is in two of them.
+        named: every parameter with its name, which is its name in `state` too.
+    """
+
+    def __init__(self, kind: str, parts: Iterable[torch.optim.Optimizer], named: Named) -> None:
+        self.kind, self.rate = kind, 1.0
+        self._parts = list(parts)
+        self._names = {parameter: name for name, parameter in named}
+        self._base = [[group["lr"] for group in part.param_groups] for part in self._parts]
+
+    def step(self) -> None:
+        """Update the parameters from their gradients; one without a gradient is left alone."""
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, or set them to zero."""
+        for part in self._parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+    def set_rate(self, multiplier: float) -> None:
+        """Set every learning rate to `multiplier` times what the recipe says."""
+        self.rate = multiplier
+        for part, rates in zip(self._parts, self._base, strict=True):
+            for group, rate in zip(part.param_groups, rates, strict=True):
+                group["lr"] = rate * multiplier
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what the next step depends on besides parameters and gradients.
+
+        Returns:
+            Tensors by "PARAMETER.STATE", in the parameters' order, for a safetensors file; they share memory
+            with the optimizer, so write them before the next step. And scalars that are JSON.
+        """
+        held = dict(self._held())
+        tensors = {
+            f"{name}.{key}": held[name][key]
+            for name in self._names.values()
+            for key in sorted(held[name])
+            if held[name][key] is not None
+        }
+        return tensors, {"kind": self.kind, "rate": self.rate}
+
+    def load_state(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        """Take a state that `state` gave; steps go on from there bit for bit.
+
+        A state that does not fit changes nothing.
+
+        Raises:
+            CheckpointError: the state is another optimizer's, or a tensor is missing, unknown, or of another
+                shape or type; the message names the first.
+        """
+        if scalars.get("kind") != self.kind:
+            raise CheckpointError(
+                f"the checkpoint's optimizer is not {self.kind}",
+                received=scalars.get("kind"),
+                fix=f"set train.optimizer to {scalars.get('kind')}, or train anew",
+            )
+        rate = scalars.get("rate")
+        if not isinstance(rate, int | float) or isinstance(rate, bool):
+            raise CheckpointError("the optimizer's learning-rate multiplier is not a number", received=rate)
+        left = dict(tensors)
+        found = [
+            (part, parameter, _take(left, self._names[parameter], parameter, part))
+            for part in self._parts
+            for parameter in _parameters(part)
+        ]
+        if left:
+            raise CheckpointError("the optimizer's state is of another model", received=min(left))
+        for part, parameter, values in found:
+            _place(part, parameter, values)
+        self.set_rate(float(rate))
+
+    def _held(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
+        for part in self._parts:
+            for parameter in _parameters(part):
+                yield self._names[parameter], part.state.get(parameter, {})
+
+
+def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe: TrainRecipe) -> Optimizer:
+    """Build the optimizer a recipe names.
+
+    - `sgd`: `momentum`, and Nesterov's form of it where there is any.
+    - `rmsprop`: the mean of squares decays by `betas[1]`; no momentum, as Tieleman and Hinton (2012) have it.
+    - `adam` (Kingma and Ba, 2015), `adamw` (Loshchilov and Hutter, 2019): `betas`.
+    - `muon`: `momentum` and `nesterov` for the matrices of hidden layers. AdamW, with the same learning rate,
+      for all else: vectors, and the embeddings and output head, known by "embed", "lm_head", "wte" or "wpe"
+      in the name.
+
+    Frozen parameters are left out; of one parameter with two names the first name counts.
+
+    Raises:
+        InputError: when no parameter is to be trained.
+
+    Example:
+        >>> layer = nn.Linear(4, 4)
+        >>> optimizer = build_optimizer(layer.named_parameters(), TrainRecipe(steps=1, optimizer="adamw"))
+        >>> layer(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state()[0])[:3]
+        ['bias.exp_avg', 'bias.exp_avg_sq', 'bias.step']
+    """
+    first_names: dict[nn.Parameter, str] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            first_names.setdefault(parameter, name)
+    named = [(name, parameter) for parameter, name in first_names.items()]
+    if not named:
+        raise InputError("no parameter is to be trained: all are frozen, or there are none")
+    if recipe.optimizer != "muon":
+        return Optimizer(recipe.optimizer, [_torch_optimizer(recipe.optimizer, named, recipe)], named)
+    hidden = [pair for pair in named if _is_hidden(*pair)]
+    rest = [pair for pair in named if not _is_hidden(*pair)]
+    parts: list[torch.optim.Optimizer] = []
+    if hidden:
+        parts.append(
+            Muon(
+                [parameter for _, parameter in hidden],
+                recipe.learning_rate,
+                momentum=recipe.momentum,
+                nesterov=recipe.nesterov,
+                weight_decay=recipe.weight_decay,
+            )
+        )
+    if rest:
+        parts.append(_torch_optimizer("adamw", rest, recipe))
+    return Optimizer("muon", parts, named)
+
+
+def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and not any(word in name for word in _EMBEDDINGS)
+
+
+def _torch_optimizer(kind: str, named: Named, recipe: TrainRecipe) -> torch.optim.Optimizer:
+    """Return torch's optimizer of that kind, fused where torch has a fused one."""
+    groups = _decay_groups(named, recipe.weight_decay)
+    rate, fused = recipe.learning_rate, all(p.device.type in ("cpu", "cuda") for _, p in named)
+    if kind == "sgd":
+        nesterov = recipe.nesterov and recipe.momentum > 0
+        return torch.optim.SGD(groups, rate, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
+    if kind == "rmsprop":
+        return torch.optim.RMSprop(groups, rate, alpha=recipe.betas[1])
+    if kind == "adam":
+        return torch.optim.Adam(groups, rate, betas=recipe.betas, fused=fused)
+    return torch.optim.AdamW(groups, rate, betas=recipe.betas, fused=fused)
+
+
+def _decay_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [parameter for _, parameter in named if parameter.ndim >= 2]
+    vectors = [parameter for _, parameter in named if parameter.ndim < 2]
+    pairs = ((matrices, weight_decay), (vectors, 0.0))
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in pairs if parameters]
+
+
+def _parameters(part: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in part.param_groups for parameter in group["params"]]
+
+
+def _take(
+    left: dict[str, Tensor], name: str, parameter: nn.Parameter, part: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Remove one parameter's state from `left` and return it, checked; empty where it was never stepped."""
+    keys = _STATES[type(part)]
+    values = {key: left.pop(f"{name}.{key}") for key in keys if f"{name}.{key}" in left}
+    if values.keys() != set(keys) and (values or isinstance(part, Muon)):
+        missing = next(key for key in keys if key not in values)
+        raise CheckpointError("the optimizer's state is incomplete", where=f"{name}.{missing}")
+    for key, value in values.items():
+        shape, dtype = ((), torch.float32) if key == "step" else (parameter.shape, parameter.dtype)
+        if value.shape != torch.Size(shape) or value.dtype != dtype:
+            raise CheckpointError(
+                f"the optimizer's state does not fit the model: {tuple(shape)} {dtype} is needed",
+                where=f"{name}.{key}",
+                received=f"{tuple(value.shape)} {value.dtype}",
+            )
+    return values
+
+
+def _place(part: torch.optim.Optimizer, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
+    if isinstance(part, Muon):
+        part.state[parameter]["momentum_buffer"].copy_(values["momentum_buffer"])
+        return
+    part.state.pop(parameter, None)
+    if values:
+        counter_device = parameter.device if part.defaults.get("fused") else torch.device("cpu")
+        part.state[parameter] = {
+            key: value.to(counter_device if key == "step" else parameter.device, copy=True)
+            for key, value in values.items()
+        }

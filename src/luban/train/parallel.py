@@ -1,0 +1,103 @@
+"""Which processes train together, and what they must agree on.
+
+A plan says how a step's batch is divided and how gradients come together. `Alone` is one process; `DataParallel` is
+one process per rank under `torchrun`, each with the whole model and a share of every batch. The loop knows only the
+methods below, so that a plan which shards parameters can stand beside these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Plan(Protocol):
+    """What the loop asks of the processes."""
+
+    rank: int
+    ranks: int
+
+    def start(self, model: nn.Module) -> None:
+        """Make all ranks begin with the weights of rank 0."""
+
+    def sum(self, values: Iterable[float]) -> list[float]:
+        """Add up numbers over all ranks, in float64."""
+
+    def reduce_gradients(self, model: nn.Module) -> None:
+        """Add up the gradients over all ranks, in place."""
+
+    def wait(self) -> None:
+        """Go on only when every rank is here."""
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+class Alone:
+    """One process has the whole batch."""
+
+    rank, ranks = 0, 1
+
+    def start(self, model: nn.Module) -> None:
+        """Do nothing: there is nobody to agree with."""
+
+    def sum(self, values: Iterable[float]) -> list[float]:
+        """Return the values."""
+        return list(values)
+
+    def reduce_gradients(self, model: nn.Module) -> None:
+        """Do nothing: the gradients are whole."""
+
+    def wait(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class DataParallel:
+    """Every rank has the whole model and a share of each batch; gradients are sums, so shares may be unequal."""
+
+    def __init__(self) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if self._device.type == "cuda" else "gloo")
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+
+    def start(self, model: nn.Module) -> None:
+        """Send the weights of rank 0 to all."""
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+    def sum(self, values: Iterable[float]) -> list[float]:
+        """Add up over ranks; every rank gets the same answer."""
+        tensor = torch.tensor(list(values), dtype=torch.float64, device=self._device)
+        dist.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def reduce_gradients(self, model: nn.Module) -> None:
+        """One all-reduce over one flat buffer: few messages, whatever the number of parameters."""
+        gradients: list[Tensor] = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def wait(self) -> None:
+        """Meet at a barrier."""
+        dist.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        dist.destroy_process_group()
+
+
+def plan_from_environment() -> Plan:
+    """Return `DataParallel` under `torchrun` with several processes, else `Alone`."""
+    return DataParallel() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()

@@ -1,0 +1,67 @@
+"""`luban predict`: continue prompts from arguments, a file or standard input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from luban.errors import InputError
+from luban.verbs.load import load
+
+ROWS_AT_ONCE = 16
+
+
+def predict(
+    folder: str | Path, rows: Sequence[str] = (), *, source: str | Path | IO[str] | None = None, **settings: Any
+) -> Iterator[dict[str, Any]]:
+    """Continue each prompt; answers come in order, as they are made.
+
+    Arguments:
+        folder: a run or a model folder.
+        rows: prompts.
+        source: a file of prompts besides: .jsonl with `prompt` or `text`, else one prompt per line; or an open file.
+        settings: how to generate; see `luban.verbs.load.Model.generate`.
+
+    Yields:
+        `{"row", "prompt", "text"}`, or `{"row", "error"}` for a row that is none.
+    """
+    read = _read(source) if source is not None else iter(())
+    model = load(folder)
+    pending: list[Any] = list(rows)
+    at = 0
+    for row in read:
+        pending.append(row)
+        if len(pending) >= ROWS_AT_ONCE:
+            yield from _answer(model, pending, at, settings)
+            at, pending = at + len(pending), []
+    yield from _answer(model, pending, at, settings)
+
+
+def _answer(model: Any, rows: list[Any], first: int, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for offset, answer in enumerate(model.predict(rows, **settings)):
+        yield {**answer, "row": first + offset} if "error" in answer else {"row": first + offset, **answer}
+
+
+def _read(source: str | Path | IO[str]) -> Iterator[Any]:
+    if not isinstance(source, str | Path):
+        return (line.rstrip("\n") for line in source if line.strip())
+    path = Path(source)
+    if not path.is_file():
+        raise InputError("no such file of prompts", received=str(path))
+    return _lines(path)
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            if path.suffix != ".jsonl":
+                yield line.rstrip("\n")
+                continue
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError):
+                yield None

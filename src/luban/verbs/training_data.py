@@ -1,0 +1,66 @@
+"""The data of a run: prepared once into the run folder, or read from a folder prepared before; never silently changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from luban.console import Show
+from luban.data.fingerprint import describe_difference
+from luban.data.prepare import Prepared, fingerprint_of, is_prepared
+from luban.durable import remove_leftovers
+from luban.errors import InputError
+from luban.model_folder import LoadedModel
+from luban.recipe import Recipe
+from luban.run import Run
+from luban.tasks.base import Task
+
+
+def open_data(
+    run: Run,
+    recipe: Recipe,
+    kind: type[Task],
+    start: LoadedModel | None,
+    *,
+    resuming: bool,
+    stop: Callable[[], None],
+    show: Show,
+) -> Any:
+    """Return the run's prepared data.
+
+    Arguments:
+        resuming: the run was begun before; then its data must still be what it was.
+
+    Raises:
+        InputError: when the source or the steps changed since the run began; both are named.
+    """
+    del start
+    settings: Any = recipe.data  # type: ignore[attr-defined]
+    source = settings.source
+    if isinstance(source, str) and is_prepared(Path(source)):
+        return Prepared(Path(source))
+    if is_prepared(run.data):
+        data = Prepared(run.data)
+        if resuming:
+            _check_unchanged(data, settings, show)
+        return data
+    if run.folder.is_dir():
+        remove_leftovers(run.folder, run.fs)
+    data = kind.prepare(recipe, run.data, stop=stop, progress=show.stage)
+    show.clear()
+    return data
+
+
+def _check_unchanged(data: Prepared, settings: Any, show: Show) -> None:
+    try:
+        now = fingerprint_of(settings)
+    except InputError as error:
+        show.line(f"the source of the data is not there to compare with ({error.message}); going on with the data in the run")
+        return
+    if now.sha256 != data.fingerprint["sha256"]:
+        raise InputError(
+            "the data changed since the run began",
+            received=describe_difference(data.fingerprint, now.as_json()),
+            fix="put the data back as it was, or start a new run with it",
+        )

@@ -1,0 +1,15 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets: LUBAN_DATA, or ../shared/data beside the project."""
+    folder = Path(os.environ.get("LUBAN_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data sets at {folder}; set LUBAN_DATA to a folder that has them")
+    return folder

@@ -1,0 +1,174 @@
+"""The machine report: what containers allow, which dtype is chosen and why, rates that obey arithmetic."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from luban import machine
+from luban.errors import InputError
+
+FIELDS = (
+    *("device", "name", "cores", "threads", "memory_bytes", "dtype", "why"),
+    *("peak_flops", "bandwidth", "torch", "python", "platform"),
+)
+
+
+@pytest.fixture(scope="module")
+def report() -> machine.MachineReport:
+    return machine.probe(width=64, tokens=256, device="cpu")
+
+
+def test_the_report_has_the_fields_of_machine_json(report: machine.MachineReport) -> None:
+    assert tuple(report.as_json()) == FIELDS
+    assert json.loads(json.dumps(report.as_json(), allow_nan=False)) == report.as_json()
+
+
+def test_the_rates_are_those_of_a_real_machine(report: machine.MachineReport) -> None:
+    assert 1e8 < report.peak_flops < 1e15
+    assert 1e8 < report.bandwidth < 1e13
+    assert report.memory_bytes >= machine.memory_available() > 0
+
+
+def test_the_first_line_says_device_threads_dtype_and_rate(report: machine.MachineReport) -> None:
+    line = report.first_line()
+    assert "\n" not in line
+    assert line.startswith(f"cpu: {report.name}, {report.threads} thread")
+    assert f"{report.dtype} ({report.why})" in line
+    assert line.endswith("FLOP/s measured")
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(0.3, "float32"), (1.2, "float32"), (1.3, "bfloat16")])
+def test_bfloat16_is_chosen_only_where_it_is_measured_to_pay(
+    gain: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+
+    def rate(dtype: torch.dtype, shape: tuple[int, int, int], device: str) -> float:
+        shapes.append(shape)
+        return 1e11 * (gain if dtype == torch.bfloat16 else 1.0)
+
+    monkeypatch.setattr(machine, "_flops", rate)
+    dtype, why = machine.choose_dtype(width=128, tokens=100)
+    assert dtype == getattr(torch, chosen)
+    assert f"{gain}x of float32" in why
+    assert shapes == [(100, 128, 512)] * 2
+
+
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_a_wanted_dtype_is_taken(wanted: str) -> None:
+    assert machine.choose_dtype(64, 64, wanted)[0] == getattr(torch, wanted)
+
+
+def test_what_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="no such dtype"):
+        machine.choose_dtype(64, 64, "float8")
+    with pytest.raises(InputError, match="no such device"):
+        machine.choose_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no GPU"):
+            machine.choose_device("cuda")
+
+
+def test_larger_work_takes_longer() -> None:
+    small = 2 * 64**3 / machine.measure_matmul(torch.float32, 64)
+    large = 2 * 512**3 / machine.measure_matmul(torch.float32, 512)
+    assert large > 5 * small
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 4),
+        ({"cpu.max": "max 100000"}, 4),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
+    ],
+)
+def test_cores_are_physical_and_within_the_container_quota(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for cpu in range(8):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    _write(tmp_path, files)
+    assert machine.usable_cores(tmp_path, tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("files", "total", "available"),
+    [
+        ({"memory.max": "1000000", "memory.current": "400000"}, 1_000_000, 600_000),
+        ({"memory/memory.limit_in_bytes": "900000", "memory/memory.usage_in_bytes": "1000000"}, 900_000, 0),
+    ],
+)
+def test_memory_is_the_containers(files: dict[str, str], total: int, available: int, tmp_path: Path) -> None:
+    _write(tmp_path, files)
+    assert machine.memory_bytes(tmp_path) == total
+    assert machine.memory_available(tmp_path, tmp_path / "meminfo") == available
+
+
+@pytest.mark.parametrize(
+    "files", [{"memory.max": "max"}, {"memory/memory.limit_in_bytes": "9223372036854771712"}, {}]
+)
+def test_memory_without_a_limit_is_the_machines(files: dict[str, str], tmp_path: Path) -> None:
+    _write(tmp_path, files)
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert machine.memory_bytes(tmp_path) == physical
+    assert machine.memory_available(tmp_path, tmp_path / "meminfo") == 2048 * 1024
+
+
+def test_the_processor_has_its_name(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Some  Processor 9\n")
+    assert machine.device_name("cpu", cpuinfo) == "Some Processor 9"
+    assert machine.device_name("cpu", tmp_path / "absent")
+
+
+def test_threads_keep_the_users_choice_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(machine, "usable_cores", lambda: 6)
+        monkeypatch.setenv("OMP_NUM_THREADS", "5")
+        assert machine.set_threads() == before
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        assert machine.set_threads() == 3
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+        assert machine.set_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_peak_memory_counts_what_was_held_and_let_go() -> None:
+    code = (
+        "from luban.machine import peak_rss_bytes\n"
+        "before = peak_rss_bytes()\nheld = bytearray(b'x') * 400_000_000\ndel held\n"
+        "print(before, peak_rss_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert 500_000_000 < after < before + 450_000_000
+
+
+def test_extras_are_those_of_the_package_that_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        machine.importlib.util, "find_spec", lambda name: None if name == "zstandard" else name
+    )
+    assert machine.extras() == {"data": False, "datasets": True, "tensorboard": True, "mlflow": True}
+
+
+def _write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")

@@ -1,0 +1,258 @@
+"""Every optimizer: equal to torch's own, resumed to the bit, choosy about the state it loads."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from luban.errors import CheckpointError, InputError
+from luban.recipe import TrainRecipe
+from luban.tensors import read_safetensors, write_safetensors
+from luban.train.muon import Muon
+from luban.train.optimizers import Optimizer, build_optimizer
+
+KINDS = ["sgd", "rmsprop", "adam", "adamw", "muon"]
+
+
+class Small(nn.Module):
+    """One parameter of every kind a decoder has, tied or not."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed_tokens = nn.Embedding(11, 8)
+        self.up = nn.Linear(8, 24, bias=True)
+        self.gate = nn.Linear(8, 24, bias=False)
+        self.down = nn.Linear(24, 8, bias=False)
+        self.norm = nn.RMSNorm(8)
+        self.lm_head = nn.Linear(8, 11, bias=False)
+        self.unused = nn.Linear(8, 8, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embed_tokens(ids)
+        hidden = hidden + self.down(self.up(hidden) * self.gate(hidden).sigmoid())
+        return self.lm_head(self.norm(hidden))
+
+
+def recipe(kind: str, **changes: object) -> TrainRecipe:
+    return TrainRecipe(steps=10, optimizer=kind, learning_rate=0.01, **changes)
+
+
+def advance(
+    model: Small, optimizer: object, steps: range, rate: Callable[[int], float] | None = None
+) -> None:
+    for step in steps:
+        ids = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(step))
+        nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+        if rate is not None:
+            optimizer.set_rate(rate(step))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def halving(step: int) -> float:
+    return 0.5**step
+
+
+def build(kind: str, model: nn.Module, **changes: object) -> Optimizer:
+    return build_optimizer(model.named_parameters(), recipe(kind, **changes))
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("kind", ["sgd", "rmsprop", "adam", "adamw"])
+def test_each_step_equals_torch_with_decay_on_matrices_only(kind: str, nesterov: bool) -> None:
+    ours, theirs = Small(), Small()
+    options = {
+        "sgd": (torch.optim.SGD, {"momentum": 0.95, "nesterov": nesterov}),
+        "rmsprop": (torch.optim.RMSprop, {"alpha": 0.95}),
+        "adam": (torch.optim.Adam, {"betas": (0.9, 0.95)}),
+        "adamw": (torch.optim.AdamW, {"betas": (0.9, 0.95)}),
+    }
+    family, arguments = options[kind]
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim == 2], "weight_decay": 0.1},
+        {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    reference = family(groups, lr=0.01, foreach=False, **arguments)
+    optimizer = build(kind, ours, nesterov=nesterov)
+    for step in range(4):
+        advance(ours, optimizer, range(step, step + 1))
+        advance(theirs, reference, range(step, step + 1))
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
+    ours, theirs = Small(), Small()
+    hidden = [theirs.up.weight, theirs.gate.weight, theirs.down.weight, theirs.unused.weight]
+    matrices = [theirs.embed_tokens.weight, theirs.lm_head.weight]
+    vectors = [theirs.up.bias, theirs.norm.weight]
+    muon = Muon(hidden, 0.01, momentum=0.95, nesterov=True, weight_decay=0.1)
+    rest = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(rest, lr=0.01, betas=(0.9, 0.95), foreach=False)
+
+    class Both:
+        def step(self) -> None:
+            muon.step()
+            adamw.step()
+
+        def zero_grad(self) -> None:
+            theirs.zero_grad()
+
+    advance(ours, build("muon", ours), range(3))
+    advance(theirs, Both(), range(3))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight", "h.wpe.weight"]
+)
+def test_embeddings_and_heads_are_adamws(name: str) -> None:
+    parameter = nn.Parameter(torch.zeros(3, 4))
+    parameter.grad = torch.ones(3, 4)
+    optimizer = build_optimizer([(name, parameter)], recipe("muon"))
+    optimizer.step()
+    assert f"{name}.exp_avg" in optimizer.state()[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(kind: str, tmp_path: Path) -> None:
+    whole = Small()
+    optimizer = build(kind, whole)
+    advance(whole, optimizer, range(3), halving)
+    tensors, scalars = optimizer.state()
+    write_safetensors(tmp_path / "optimizer.safetensors", tensors)
+    scalars = json.loads(json.dumps(scalars, allow_nan=False))
+    resumed = copy.deepcopy(whole)
+    second = build(kind, resumed)
+    second.load_state(read_safetensors(tmp_path / "optimizer.safetensors"), scalars)
+    advance(whole, optimizer, range(3, 4))
+    advance(resumed, second, range(3, 4))
+    assert same(whole, resumed), "the step straight after loading, at the saved rate"
+    advance(whole, optimizer, range(4, 7), halving)
+    advance(resumed, second, range(4, 7), halving)
+    assert same(whole, resumed)
+    for key, value in optimizer.state()[0].items():
+        assert torch.equal(value, second.state()[0][key])
+    assert optimizer.state()[1] == second.state()[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_from_before_the_first_step_makes_a_used_optimizer_new(kind: str) -> None:
+    fresh, used = Small(), Small()
+    tensors, scalars = build(kind, fresh).state()
+    kept = {name: value.clone() for name, value in tensors.items()}
+    first, second = build(kind, fresh), build(kind, used)
+    advance(used, second, range(5), halving)
+    used.load_state_dict(fresh.state_dict())
+    second.load_state(kept, scalars)
+    advance(fresh, first, range(2))
+    advance(used, second, range(2))
+    assert same(fresh, used)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loading_shares_no_memory_with_what_was_given(kind: str) -> None:
+    model = Small()
+    optimizer = build(kind, model)
+    advance(model, optimizer, range(2))
+    kept = {name: value.clone() for name, value in optimizer.state()[0].items()}
+    given = {name: value.clone() for name, value in kept.items()}
+    optimizer.load_state(given, optimizer.state()[1])
+    advance(model, optimizer, range(2, 4))
+    assert all(torch.equal(given[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_does_not_depend_on_the_order_of_parameters(kind: str) -> None:
+    model = Small()
+    optimizer = build(kind, model)
+    advance(model, optimizer, range(2))
+    tensors, scalars = optimizer.state()
+    turned = build_optimizer(reversed(list(model.named_parameters())), recipe(kind))
+    turned.load_state(tensors, scalars)
+    assert {name: value.tolist() for name, value in turned.state()[0].items()} == {
+        name: value.tolist() for name, value in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(kind: str) -> None:
+    model, other = Small(), Small(1)
+    optimizer, source = build(kind, model), build(kind, other)
+    advance(model, optimizer, range(2))
+    advance(other, source, range(3))
+    before = {name: value.clone() for name, value in optimizer.state()[0].items()}
+    tensors, scalars = source.state()
+    name = next(key for key in tensors if key.startswith("down.weight") and not key.endswith("step"))
+    damages = {
+        "incomplete": {key: value for key, value in tensors.items() if key != name},
+        "another model": {**tensors, "stranger.exp_avg": torch.zeros(2)},
+        r"\(8, 24\) torch.float32 is needed": {**tensors, name: tensors[name].T},
+        "does not fit": {**tensors, name: tensors[name].double()},
+    }
+    if kind == "sgd":
+        del damages["incomplete"]
+    for message, damaged in damages.items():
+        with pytest.raises(CheckpointError, match=message):
+            optimizer.load_state(damaged, scalars)
+    with pytest.raises(CheckpointError, match=f"not {kind}"):
+        optimizer.load_state(tensors, {**scalars, "kind": "lion"})
+    for rate in (None, "1.0", True):
+        with pytest.raises(CheckpointError, match="not a number"):
+            optimizer.load_state(tensors, {**scalars, "rate": rate})
+    after = optimizer.state()[0]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rate_multiplies_every_learning_rate(kind: str) -> None:
+    halved, half = Small(), Small()
+    first = build(kind, halved)
+    second = build_optimizer(
+        half.named_parameters(), recipe(kind).model_copy(update={"learning_rate": 0.005})
+    )
+    advance(halved, first, range(3), lambda _: 0.5)
+    advance(half, second, range(3))
+    assert same(halved, half)
+    first.set_rate(0.0)
+    before = copy.deepcopy(halved)
+    advance(halved, first, range(3, 4))
+    assert same(before, halved)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_and_unused_parameters_are_not_decayed(kind: str) -> None:
+    matrix, gain, unused = (nn.Parameter(torch.ones(shape)) for shape in ((3, 3), (3,), (3, 3)))
+    matrix.grad, gain.grad = torch.zeros(3, 3), torch.zeros(3)
+    named = [("matrix", matrix), ("gain", gain), ("unused", unused)]
+    build_optimizer(named, recipe(kind, weight_decay=0.5)).step()
+    assert (matrix < 1).all()
+    assert gain.eq(1).all()
+    assert unused.eq(1).all()
+
+
+def test_frozen_and_tied_parameters_are_counted_once_or_not_at_all() -> None:
+    tied, frozen = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3), requires_grad=False)
+    optimizer = build_optimizer([("first", tied), ("frozen", frozen), ("second", tied)], recipe("muon"))
+    assert list(optimizer.state()[0]) == ["first.momentum_buffer"]
+    with pytest.raises(InputError, match="no parameter"):
+        build_optimizer([("frozen", frozen)], recipe("sgd"))
+
+
+def test_sgd_without_momentum_has_no_state_and_no_nesterov() -> None:
+    model = Small()
+    optimizer = build("sgd", model, momentum=0.0, nesterov=True)
+    advance(model, optimizer, range(2))
+    assert optimizer.state()[0] == {}
+    optimizer.load_state(*optimizer.state())
