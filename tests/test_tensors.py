@@ -31,7 +31,7 @@ def make(dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
     return (torch.randn(shape) * 10).abs().to(dtype)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.text(min_size=1, max_size=5), st.sampled_from(DTYPES), SHAPES), max_size=6))
 def test_the_library_reads_what_we_write(tmp_path_factory, parts: list) -> None:
     path = tmp_path_factory.mktemp("tensors") / "x.safetensors"

@@ -7,6 +7,7 @@ own half.
 from __future__ import annotations
 
 import functools
+import re
 import string
 from collections.abc import Mapping
 from importlib import resources
@@ -76,6 +77,33 @@ def template_of(key: str, language: str) -> str:
 def in_language(value: object, language: str) -> object:
     """Return a `Both`'s half for `language`; any other value as it is."""
     return value[language] if isinstance(value, Mapping) else value
+
+
+def recognise(prefix: str, said: str) -> tuple[str, dict[str, str]] | None:
+    """Find the text whose English form a sentence has; returns its key and the values in it, or None.
+
+    Files of a run are written in English once; a page shows what it recognises in every language.
+
+    Example:
+        >>> recognise("reason.", "goes on from step 40")
+        ('reason.goes_on', {'step': '40'})
+    """
+    for key, form in _forms(prefix):
+        if match := form.fullmatch(said):
+            return key, match.groupdict()
+    return None
+
+
+def _forms(prefix: str) -> list[tuple[str, re.Pattern[str]]]:
+    found = []
+    for key, texts in entries().items():
+        if key.startswith(prefix):
+            parts = string.Formatter().parse(texts["en"])
+            form = "".join(
+                re.escape(text) + (f"(?P<{name}>.+?)" if name else "") for text, name, _, _ in parts
+            )
+            found.append((key, re.compile(form)))
+    return found
 
 
 def placeholders(template: str) -> set[str]:

@@ -40,7 +40,14 @@ def _verb(command: Command) -> Command:
 def _fail(code: int, shown: str, as_json: bool, message: str) -> NoReturn:
     click.echo(shown if code == 75 else f"error: {shown}", err=True)
     if as_json:
-        _print_json({"status": "stopped" if code == 75 else "error", "exit_code": code, "error": message, "details": shown})
+        _print_json(
+            {
+                "status": "stopped" if code == 75 else "error",
+                "exit_code": code,
+                "error": message,
+                "details": shown,
+            }
+        )
     sys.exit(code)
 
 
@@ -64,10 +71,14 @@ def luban() -> None:
 @luban.command()
 @click.argument("recipe", required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", metavar="DIR", help="The run's folder: new, or empty.  [default: a new one under runs/]")
+@click.option(
+    "--out", metavar="DIR", help="The run's folder: new, or empty.  [default: a new one under runs/]"
+)
 @click.option("--resume", metavar="DIR", help="Go on with the run in DIR.")
 @_verb
-def train(recipe: str | None, overrides: tuple[str, ...], out: str | None, resume: str | None, as_json: bool) -> None:
+def train(
+    recipe: str | None, overrides: tuple[str, ...], out: str | None, resume: str | None, as_json: bool
+) -> None:
     """Train a model: RECIPE is a name that `luban recipes` lists, or a YAML file.
 
     \b
@@ -98,17 +109,39 @@ def _tell_trained(folder: str, result: Mapping[str, Any]) -> None:
         err=True,
     )
     click.echo(f"\n  report    {folder}/report.html\n  model     {folder}/model", err=True)
-    click.echo(f'  try it    luban predict {folder} "Once"\n  measure   luban evaluate {folder} --data FILE\n', err=True)
+    click.echo(
+        f'  try it    luban predict {folder} "Once"\n  measure   luban evaluate {folder} --data FILE\n',
+        err=True,
+    )
 
 
 @luban.command()
 @click.argument("folder", metavar="MODEL_OR_RUN")
-@click.option("--data", metavar="FILE", multiple=True, help="Text to measure on; may be given several times.  [default: the run's held-out text]")
+@click.option(
+    "--data",
+    metavar="FILE",
+    multiple=True,
+    help="Text to measure on; may be given several times.  [default: the run's held-out text]",
+)
 @click.option("--text", default="text", show_default=True, help="The column of the text in tables.")
-@click.option("--document", type=click.Choice(["auto", "file", "passage", "line"]), help="What a document of plain text is.")
+@click.option(
+    "--document",
+    type=click.Choice(["auto", "file", "passage", "line"]),
+    help="What a document of plain text is.",
+)
 @click.option("--length", type=click.IntRange(min=2), help="Context in tokens.")
-@click.option("--stride", type=click.IntRange(min=1), help="How far the context moves; smaller gives tokens more context.")
-@click.option("--bootstrap", type=click.IntRange(min=0), default=1000, show_default=True, help="Resamples of the intervals.")
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    help="How far the context moves; smaller gives tokens more context.",
+)
+@click.option(
+    "--bootstrap",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="Resamples of the intervals.",
+)
 @_verb
 def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Measure a model on text: loss, perplexity, bits per byte, each with a 95 % interval."""
@@ -120,7 +153,10 @@ def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) 
         low, high = evaluation.intervals[name]
         click.echo(f"{name.replace('_', ' '):20} {value:10.4f}   [{low:.4f}, {high:.4f}]", err=as_json)
     counts = evaluation.counts
-    click.echo(f"on {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes", err=as_json)
+    click.echo(
+        f"on {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes",
+        err=as_json,
+    )
     if as_json:
         _print_json({"status": "done", **evaluation.as_json()})
 
@@ -128,13 +164,34 @@ def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) 
 @luban.command()
 @click.argument("folder", metavar="MODEL_OR_RUN")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option("--input", "source", metavar="FILE", help="Prompts, one per line, or .jsonl with prompt or text; - is standard input.")
+@click.option(
+    "--input",
+    "source",
+    metavar="FILE",
+    help="Prompts, one per line, or .jsonl with prompt or text; - is standard input.",
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0.0), default=0.8, show_default=True, help="0 takes the likeliest token.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0.0),
+    default=0.8,
+    show_default=True,
+    help="0 takes the likeliest token.",
+)
 @click.option("--top-k", type=click.IntRange(min=1), help="Draw from the k likeliest tokens.")
-@click.option("--top-p", type=click.FloatRange(min=0.0, max=1.0, min_open=True), help="Draw from the likeliest tokens that make up p.")
-@click.option("--min-p", type=click.FloatRange(min=0.0, max=1.0), help="Drop tokens less likely than p times the likeliest.")
-@click.option("--repetition-penalty", type=click.FloatRange(min=0.0, min_open=True), default=1.0, show_default=True)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0.0, max=1.0, min_open=True),
+    help="Draw from the likeliest tokens that make up p.",
+)
+@click.option(
+    "--min-p",
+    type=click.FloatRange(min=0.0, max=1.0),
+    help="Drop tokens less likely than p times the likeliest.",
+)
+@click.option(
+    "--repetition-penalty", type=click.FloatRange(min=0.0, min_open=True), default=1.0, show_default=True
+)
 @click.option("--stop", multiple=True, help="End where this text comes; may be given several times.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @_verb
@@ -212,9 +269,21 @@ def recipes(as_json: bool) -> None:
 
 
 @luban.command()
-@click.option("--minutes", type=click.FloatRange(min=0.0, min_open=True), default=3.0, show_default=True, help="How long to train.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="How long to train.",
+)
 @click.option("--text", metavar="FILE_OR_FOLDER", help="Your own text instead of the one that comes along.")
-@click.option("--language", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="The text that comes along, and the report's language.")
+@click.option(
+    "--language",
+    type=click.Choice(["en", "zh"]),
+    default="en",
+    show_default=True,
+    help="The text that comes along, and the report's language.",
+)
 @click.option("--out", metavar="DIR", help="The run's folder.  [default: a new one under runs/]")
 @_verb
 def quickstart(minutes: float, text: str | None, language: str, out: str | None, as_json: bool) -> None:
@@ -224,7 +293,9 @@ def quickstart(minutes: float, text: str | None, language: str, out: str | None,
 
     outcome = run(minutes=minutes, text=text, language=language, out=out, show=Show())
     for sample in outcome.samples:
-        click.echo(f"\n--- {sample['prompt'].strip()!r} continued:\n{sample['prompt']}{sample['text']}", err=True)
+        click.echo(
+            f"\n--- {sample['prompt'].strip()!r} continued:\n{sample['prompt']}{sample['text']}", err=True
+        )
     click.echo("", err=True)
     _tell_trained(str(outcome.folder), outcome.result)
     if as_json:

@@ -5,6 +5,7 @@ Results go to stdout, so that `--json` leaves there nothing but JSON.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -28,8 +28,9 @@ def short(value: float) -> str:
         ('1.54M', '812', '93.4G')
     """
     for size, unit in _UNITS:
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
+        # What rounds up to the unit belongs to it: 999.9 thousand is 1M.
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.4g}{unit}" if abs(value) >= 999.5 * size else f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
 
 
@@ -40,7 +41,9 @@ def duration(seconds: float) -> str:
         >>> duration(8.2), duration(75), duration(7260)
         ('8 s', '1 min 15 s', '2 h 1 min')
     """
-    whole = round(seconds)
+    if not math.isfinite(seconds):
+        return "unknown time"
+    whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
@@ -58,9 +61,21 @@ class Show:
     """
 
     def __init__(
-        self, stream: TextIO | None = None, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO | None = None,
+        *,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = Console(file=stream or sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        # Text of data and paths is shown as it is: "[b]" and ":heart:" mean nothing here.
+        self._console = Console(
+            file=stream or sys.stderr,
+            quiet=quiet,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=True,
+        )
         self._quiet, self._clock = quiet, clock
         self._live: Live | None = None
         self._last, self._stage = -PLAIN_SECONDS, ""
@@ -68,7 +83,7 @@ class Show:
 
     def line(self, text: str) -> None:
         """Say something that stays."""
-        self._console.print(escape(text))
+        self._console.print(text)
 
     def stage(self, name: str, fraction: float) -> None:
         """Show how far a stage of the preparation is; a stage that ends within a blink shows once."""
@@ -83,7 +98,15 @@ class Show:
             self._draw(name, fraction, "")
 
     def step(
-        self, *, step: int, tokens: int, seconds: float, flops: int, loss: float, fraction: float, peak_flops: float
+        self,
+        *,
+        step: int,
+        tokens: int,
+        seconds: float,
+        flops: int,
+        loss: float,
+        fraction: float,
+        peak_flops: float,
     ) -> None:
         """Show where training stands: loss, tokens/s, share of the machine's measured peak, time left."""
         if self._quiet:
@@ -100,9 +123,8 @@ class Show:
         self._last, self._stage = now, "training"
         share = flops / tokens * self._rate / peak_flops if tokens and peak_flops else 0.0
         left = seconds * (1 - fraction) / fraction if fraction > 0 else 0.0
-        facts = (
-            f"step {step:,}  loss {loss:.3f}  {self._rate:,.0f} tokens/s  {share:.0%} of peak  {duration(left)} left"
-        )
+        speed = f"{self._rate:,.0f} tokens/s  {share:.0%} of peak"
+        facts = f"step {step:,}  loss {loss:.3f}  {speed}  {duration(left)} left"
         if self._console.is_terminal:
             self._draw("training", fraction, facts)
         else:
@@ -116,7 +138,9 @@ class Show:
 
     def _draw(self, name: str, fraction: float, facts: str) -> None:
         row = Table.grid(padding=(0, 1))
-        row.add_row(name, ProgressBar(total=1.0, completed=min(1.0, fraction), width=24), f"{fraction:4.0%}", facts)
+        row.add_row(
+            name, ProgressBar(total=1.0, completed=min(1.0, fraction), width=24), f"{fraction:4.0%}", facts
+        )
         if self._live is None:
             self._live = Live(row, console=self._console, transient=True, auto_refresh=False)
             self._live.start()

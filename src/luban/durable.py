@@ -1,8 +1,9 @@
 """Every durable write of luban goes through this file.
 
-A file appears whole or not at all: bytes go to a temporary neighbour, are flushed and fsynced, the neighbour is
-renamed over the target, and the folder is fsynced. A folder appears whole or not at all the same way, with a
-manifest of SHA-256 digests written last. Tests replace `FileSystem` to inject faults and to count operations.
+A file appears whole or not at all: bytes go to a temporary neighbour, are flushed and fsynced, the neighbour
+is renamed over the target, and the folder is fsynced. A folder appears whole or not at all the same way, with
+a manifest of SHA-256 digests written last. Tests replace `FileSystem` to inject faults and to count
+operations.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +24,7 @@ from luban.errors import CheckpointError, StorageError
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 20
+_LEFTOVER = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
 
 
 class FileSystem:
@@ -89,14 +92,13 @@ def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
         fix = "check the disk and its permissions, then go on with: luban train --resume DIR"
         message = f"cannot write {path}: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = _free_bytes(path)
-            message += f" ({free:,} bytes free" + (f", {needed:,} needed)" if needed else ")")
+            message += f" ({_free_bytes(path):,} bytes free" + (f", {needed:,} needed)" if needed else ")")
             fix = "free some space, then go on with: luban train --resume DIR"
         raise StorageError(message, fix=fix) from error
 
 
 def _free_bytes(path: Path) -> int:
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    existing = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
     return shutil.disk_usage(existing).free
 
 
@@ -112,7 +114,26 @@ def write_text(path: Path, text: str, fs: FileSystem = DISK) -> None:
 
 def write_json(path: Path, value: Any, fs: FileSystem = DISK) -> None:
     """Write `value` as indented JSON; atomic as `write_bytes`. NaN is refused: it is not JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", fs)
+    write_bytes(path, json_bytes(value, indent=2), fs)
+
+
+def json_bytes(value: Any, indent: int | None = None) -> bytes:
+    """Write `value` as JSON in UTF-8 that ends its line.
+
+    What UTF-8 cannot hold, such as a file name that is not UTF-8, is escaped, and reads back as it was.
+
+    Raises:
+        ValueError: for NaN and infinity.
+
+    Example:
+        >>> json_bytes({"text": "春"}).decode(), json_bytes("\\udcff").decode()
+        ('{"text": "春"}\\n', '"\\\\udcff"\\n')
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        return (text + "\n").encode("utf-8")
+    except UnicodeEncodeError:
+        return (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode("ascii")
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], None], fs: FileSystem = DISK) -> None:
@@ -152,28 +173,31 @@ def sha256(path: Path) -> str:
 def new_folder(target: Path, fs: FileSystem = DISK, extra: dict[str, Any] | None = None) -> Iterator[Path]:
     """Fill a temporary folder, then make it `target`, whole and verified, or not at all.
 
-    The block gets the temporary folder and writes plain files into it. On leaving, every file is fsynced, a manifest
-    with sizes and SHA-256 digests (and `extra`) is written last, the folder is renamed and its parent fsynced.
-    An existing `target` is set aside first and deleted only after the new one stands.
+    The block gets the temporary folder and writes plain files into it. On leaving, every file is fsynced, a
+    manifest with sizes and SHA-256 digests (and `extra`) is written last, the folder is renamed and its
+    parent fsynced. An existing `target` is set aside first, deleted only after the new one stands, and put
+    back when it does not come.
     """
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside = temporary.with_suffix(".old")
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         fs.make_folder(temporary)
         try:
             yield temporary
             _seal(temporary, fs, extra or {})
-            aside = None
             if target.exists():
-                aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
                 fs.replace(target, aside)
             fs.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 shutil.rmtree(temporary)
+            with contextlib.suppress(OSError):
+                if aside.exists() and not target.exists():
+                    fs.replace(aside, target)
             raise
         fs.sync_folder(target.parent)
-        if aside is not None:
+        if aside.exists():
             fs.remove(aside)
 
 
@@ -202,19 +226,27 @@ def verify_folder(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / MANIFEST} is not a manifest")
     for name, entry in files.items():
         path = member(folder, name)
-        if not path.is_file() or path.is_symlink():
-            raise CheckpointError(f"{path} is missing")
-        if path.stat().st_size != entry.get("bytes"):
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, its manifest says {entry.get('bytes')}")
-        if sha256(path) != entry.get("sha256"):
-            raise CheckpointError(f"{path} was altered: its SHA-256 differs from the manifest")
-    return manifest
+        try:
+            if not path.is_file() or path.is_symlink():
+                raise CheckpointError(f"{path} is missing")
+            size, expected = path.stat().st_size, entry.get("bytes")
+            if size != expected:
+                raise CheckpointError(f"{path} has {size} bytes, its manifest says {expected}")
+            if sha256(path) != entry.get("sha256"):
+                raise CheckpointError(f"{path} was altered: its SHA-256 differs from the manifest")
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    return {**manifest}
 
 
 def member(folder: Path, name: str) -> Path:
     """Return `folder / name`, refusing a name that leads out of the folder."""
     path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        outside = not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"a name in {folder} is none: {error}", received=name) from error
+    if outside or Path(name).is_absolute() or ".." in Path(name).parts:
         raise CheckpointError(f"a name leads out of {folder}", received=name)
     return path
 
@@ -225,17 +257,15 @@ def remove_leftovers(folder: Path, fs: FileSystem = DISK) -> list[Path]:
     A folder set aside whose replacement never arrived is put back instead.
     """
     removed = []
-    for path in _leftovers(folder):
-        target = path.with_name(path.name[1:].rsplit(".", 2)[0])
-        if path.suffix == ".old" and not target.exists():
-            fs.replace(path, target)
-            continue
-        fs.remove(path)
-        removed.append(path)
+    with storage_errors(folder):
+        for path in sorted(folder.iterdir()):
+            if not (match := _LEFTOVER.fullmatch(path.name)):
+                continue
+            target = path.with_name(match["target"])
+            if match["kind"] == "old" and not target.exists():
+                fs.replace(path, target)
+                fs.sync_folder(folder)
+                continue
+            fs.remove(path)
+            removed.append(path)
     return removed
-
-
-def _leftovers(folder: Path) -> Iterable[Path]:
-    return sorted(
-        p for p in folder.iterdir() if p.name.startswith(".") and p.suffix in (".tmp", ".old") and p.name.count(".") >= 3
-    )

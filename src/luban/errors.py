@@ -57,7 +57,7 @@ class DataError(InputError):
     """A row or a file of the user's data cannot be used, and the policy is to stop."""
 
 
-class MissingExtra(InputError):
+class MissingExtra(InputError):  # noqa: N818  (what is missing, not an error of code)
     """An optional dependency is needed and absent; the message names the extra to install.
 
     Example:
@@ -82,7 +82,7 @@ class NonFiniteError(LubanError):
     """A loss or a gradient is NaN or infinite; the step was not applied."""
 
 
-class Stopped(LubanError):
+class Stopped(LubanError):  # noqa: N818  (asked for, not an error)
     """A signal asked the run to stop; a checkpoint was written and the run can go on."""
 
     exit_code = 75

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Literal, Self
+from decimal import Decimal
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)")
+_STEPS = re.compile(r"[0-9]{1,18}")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|m|h)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -15,6 +27,17 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values are checked, nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false where a number or a text stands: `near_duplicates: false` is not 0.0."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = (annotation, *get_args(annotation))
+        if isinstance(value, bool) and bool not in kinds:
+            off = "; null switches it off" if type(None) in kinds else ""
+            raise ValueError(f"true and false mean nothing here{off}")
+        return value
 
 
 class Interval(BaseModel):
@@ -34,15 +57,20 @@ class Interval(BaseModel):
         """Read an interval as a recipe writes it."""
         if isinstance(value, Interval):
             return value
-        text = str(value).strip()
-        if not isinstance(value, bool) and text.isdigit() and int(text) > 0:
+        text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+        if _STEPS.fullmatch(text) and int(text) > 0:
             return cls(steps=int(text))
-        if (match := _DURATION.fullmatch(text)) and float(match[1]) > 0:
-            return cls(seconds=float(match[1]) * _SECONDS[match[2]])
+        if match := _DURATION.fullmatch(text):
+            seconds = float(match[1]) * _SECONDS[match[2]]
+            if 0 < seconds < math.inf:
+                return cls(seconds=seconds)
         raise ValueError("write a number of steps (200) or a time (30s, 5m, 1h)")
 
     def __str__(self) -> str:
-        return str(self.steps) if self.steps is not None else f"{self.seconds:g}s"
+        if self.steps is not None:
+            return str(self.steps)
+        # All digits and no exponent, so that what is written reads back as the same number.
+        return f"{Decimal(repr(self.seconds)):f}".removesuffix(".0") + "s"
 
 
 def _written(interval: Interval) -> int | str:
@@ -102,7 +130,7 @@ class RopeScaling(Section):
 
 
 class DecoderModel(Section):
-    """The decoder's shape. `layout` says which family's folder is written; its rules fill what is left out."""
+    """The decoder's shape. `layout` says which family's folder is written; its rules fill in the rest."""
 
     layout: Literal["llama", "mistral", "qwen2", "qwen3", "gpt2"] = "qwen3"
     start: str | None = None
@@ -122,7 +150,9 @@ class DecoderModel(Section):
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
         if self.head_dim is None and self.width % self.heads:
-            raise ValueError(f"width ({self.width}) is not a multiple of heads ({self.heads}); set head_dim or change one")
+            raise ValueError(
+                f"width ({self.width}) is not a multiple of heads ({self.heads}); set head_dim or change one"
+            )
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads ({self.heads}) is not a multiple of kv_heads ({self.kv_heads})")
         return self
@@ -198,4 +228,3 @@ class LanguageModelRecipe(Recipe):
     data: TextData
     model: DecoderModel = DecoderModel()
     evaluate: TextEvaluation = TextEvaluation()
-

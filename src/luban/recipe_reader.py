@@ -1,7 +1,8 @@
-"""The one way a recipe is read, from a shipped name, a YAML file or a mapping, with `key=value` overrides on top.
+"""The one way a recipe is read, from a shipped name, a YAML file or a mapping, with `key=value` overrides on
+top.
 
-Reading executes nothing: YAML goes through the safe loader, keys are checked against the schema, and an error says
-the key, the line it stands on, what was received, what is allowed and the nearest known key.
+Reading executes nothing: YAML goes through the safe loader, keys are checked against the schema, and an error
+says the key, the line it stands on, what was received, what is allowed and the nearest known key.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _MAX_BYTES = 1_000_000
 
 def shipped() -> dict[str, About]:
     """Return the recipes that come with luban: name -> what it makes, on what data, in what time."""
-    names = sorted(item.name.removesuffix(".yaml") for item in _SHIPPED.iterdir() if item.name.endswith(".yaml"))
+    names = sorted(
+        item.name.removesuffix(".yaml") for item in _SHIPPED.iterdir() if item.name.endswith(".yaml")
+    )
     return {name: About(**_shipped_mapping(name).get("about", {})) for name in names}
 
 
@@ -41,7 +44,8 @@ def read_recipe(
 
     Arguments:
         recipe: the name of a shipped recipe, the path of a YAML file, or a mapping.
-        overrides: `section.key=value` strings; the value is read as YAML, so `[a, b]`, `null` and `1e-3` work.
+        overrides: `section.key=value` strings; the value is read as YAML, so `[a, b]`, `null` and `1e-3`
+            work.
         schema_of: gives the schema for a task's name and raises `RecipeError` for an unknown task.
 
     Raises:
@@ -81,7 +85,9 @@ def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
                 fix=f"{fix}shipped recipes: {', '.join(sorted(known))}",
             )
         if path.stat().st_size > _MAX_BYTES:
-            raise RecipeError(f"a recipe is at most {_MAX_BYTES:,} bytes", received=path.stat().st_size, where=path)
+            raise RecipeError(
+                f"a recipe is at most {_MAX_BYTES:,} bytes", received=path.stat().st_size, where=path
+            )
         try:
             text, origin = path.read_text("utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
@@ -99,7 +105,9 @@ def _parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], dict[str, str]]
             _record_lines(node, (), lines, origin)
         mapping = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"not a YAML file: {error}", where=origin, fix="see the shipped recipes for the form") from None
+        raise RecipeError(
+            f"not a YAML file: {error}", where=origin, fix="see the shipped recipes for the form"
+        ) from None
     if not isinstance(mapping, dict):
         raise RecipeError("a recipe is a mapping of sections", received=mapping, where=origin)
     return mapping, lines
@@ -122,7 +130,9 @@ def _record_lines(node: yaml.Node, path: tuple[str, ...], lines: dict[str, str],
 def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
-        raise RecipeError("an override is written section.key=value", received=override, fix="for example train.minutes=10")
+        raise RecipeError(
+            "an override is written section.key=value", received=override, fix="for example train.minutes=10"
+        )
     try:
         parsed = yaml.safe_load(value) if value.strip() else ""
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -151,7 +161,11 @@ def _put(mapping: dict[str, Any], key: tuple[str, ...], value: Any, override: st
             raise RecipeError(f"{name} has no keys below it", received=override)
         inner = below
     inner[key[-1]] = value
-    if key[:-1] == ("train",) and key[-1] in (budgets := {"minutes", "tokens", "steps"}) and value is not None:
+    if (
+        key[:-1] == ("train",)
+        and key[-1] in (budgets := {"minutes", "tokens", "steps"})
+        and value is not None
+    ):
         # A budget given by hand takes the place of the recipe's own.
         for other in budgets - {key[-1]}:
             inner.pop(other, None)
@@ -168,9 +182,13 @@ def _where(lines: Mapping[str, str], key: Sequence[str], origin: str) -> str:
     return origin
 
 
-def _explain(error: ValidationError, schema: type[BaseModel], lines: Mapping[str, str], origin: str) -> RecipeError:
+def _explain(
+    error: ValidationError, schema: type[BaseModel], lines: Mapping[str, str], origin: str
+) -> RecipeError:
     first = error.errors(include_url=False)[0]
-    key = tuple(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-"))
+    key = tuple(
+        str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-")
+    )
     owner = _section(schema, key[:-1])
     where = _where(lines, key, origin)
     name = ".".join(key) or "the recipe"
@@ -181,7 +199,9 @@ def _explain(error: ValidationError, schema: type[BaseModel], lines: Mapping[str
         fix = (f"did you mean {close}? " if close else "") + f"allowed here: {', '.join(allowed)}"
         return RecipeError(f"unknown key {name}{more}", received=first["input"], where=where, fix=fix)
     if first["type"] == "missing":
-        return RecipeError(f"{name} is missing{more}", where=where, fix=f"write it in the recipe, or add {name}=VALUE")
+        return RecipeError(
+            f"{name} is missing{more}", where=where, fix=f"write it in the recipe, or add {name}=VALUE"
+        )
     message = first["msg"].removeprefix("Value error, ")
     fix = message[:1].lower() + message[1:]
     if first["type"] == "literal_error" and isinstance(first["input"], str):

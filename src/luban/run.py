@@ -5,15 +5,26 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from luban.durable import DISK, FileSystem, read_json, remove_leftovers, storage_errors, write_json
+from luban.durable import (
+    DISK,
+    FileSystem,
+    json_bytes,
+    read_json,
+    remove_leftovers,
+    storage_errors,
+    write_json,
+)
 from luban.errors import InputError
+
+_BLOCK = 1 << 16
+_TRIES, _BETWEEN = 5, 0.02
 
 
 class Log:
@@ -21,12 +32,44 @@ class Log:
 
     def __init__(self, path: Path, fs: FileSystem = DISK) -> None:
         self.path, self._fs = path, fs
+        self._ends_whole = False
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one record."""
-        line = json.dumps(record, ensure_ascii=False) + "\n"
-        with storage_errors(self.path), self._fs.open_append(self.path) as file:
-            self._fs.write(file, line.encode("utf-8", "replace"))
+        """Add one record, whole or not at all.
+
+        Raises:
+            StorageError: when the disk refuses; the lines before are intact.
+            ValueError: for NaN and infinity, which are not JSON.
+        """
+        line = json_bytes(record)
+        with storage_errors(self.path):
+            if not self._ends_whole:
+                self._drop_torn_line()
+            self._ends_whole = False
+            try:
+                with self._fs.open_append(self.path) as file:
+                    self._fs.write(file, line)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._drop_torn_line()
+                raise
+            self._ends_whole = True
+
+    def _drop_torn_line(self) -> None:
+        """Cut off a last line whose end a crash or a full disk took away."""
+        size = end = self.size()
+        if not size:
+            return
+        with self.path.open("rb") as file:
+            while end:
+                start = max(0, end - _BLOCK)
+                file.seek(start)
+                newline = file.read(end - start).rfind(b"\n")
+                end = start + newline + 1
+                if newline >= 0:
+                    break
+        if end < size:
+            self._fs.truncate(self.path, end)
 
     def size(self) -> int:
         """Bytes written so far; a checkpoint notes it, and a resume cuts the log back to it."""
@@ -132,17 +175,24 @@ class Run:
             InputError: naming the process that holds it.
         """
         with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                fix = "choose another folder"
+                raise InputError(
+                    "a file is in the place of the run", received=str(self.folder), fix=fix
+                ) from None
             descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").strip() or "another process"
-                fix = "wait for it to end, or stop it: it saves a checkpoint when asked with SIGTERM"
-                raise InputError(f"the run {self.folder} is in use by {holder}", fix=fix) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            with storage_errors(self.folder / ".lock"):
+                if not _lock_alone(descriptor):
+                    holder = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").strip()
+                    fix = "wait for it to end, or stop it: it saves a checkpoint when asked with SIGTERM"
+                    raise InputError(
+                        f"the run {self.folder} is in use by {holder or 'another process'}", fix=fix
+                    )
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             for folder in (self.folder, self.checkpoints):
                 if folder.is_dir():
                     remove_leftovers(folder, self.fs)
@@ -158,11 +208,23 @@ class Run:
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return True
         finally:
             os.close(descriptor)
         return False
+
+
+def _lock_alone(descriptor: int) -> bool:
+    """Take the lock; a process that only looks holds it for an instant, so a refusal is asked again."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_BETWEEN)
+        else:
+            return True
+    return False
 
 
 def run_of(folder: Path) -> Run | None:

@@ -1,4 +1,4 @@
-"""Stopping well: a signal asks, the work stops at its next safe point and saves; a second signal stops at once."""
+"""Stopping well: a signal asks, the work stops at its next safe point and saves; a second one stops at once."""
 
 from __future__ import annotations
 
@@ -38,13 +38,16 @@ class StopRequest:
         self.reason = reason
 
     def check(self) -> None:
-        """Raise `Stopped` when a stop was asked for; called between pieces of work that save nothing themselves."""
+        """Raise `Stopped` when a stop was asked for; called between pieces of work that save nothing."""
         if self.reason is not None:
             raise Stopped(f"stopped by {self.reason}")
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Answer SIGINT, SIGTERM, SIGHUP and SIGUSR1 within the block. Only the main thread can; others just run."""
+        """Answer SIGINT, SIGTERM, SIGHUP and SIGUSR1 within the block. Only the main thread can; others just run.
+
+        A SIGHUP that is ignored stays so: the run was started with nohup, to outlive its terminal.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -57,9 +60,11 @@ class StopRequest:
                 raise Stopped(f"stopped at once by a second {name}")
             self.ask(name)
 
-        before = {number: signal.signal(number, asked) for number in ASKING}
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        answered = [number for number in ASKING if not (ignored and number is signal.SIGHUP)]
+        before = {number: signal.signal(number, asked) for number in answered}
         try:
             yield self
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -13,7 +13,7 @@ ENGLISH = [
     "the th a e tho s and an t he thes or wit, I me the lo the the an wher.",
     "That I the king of my lord, and so he was the most of me,\nAnd with the world to thee.",
     "What says my lord? the prince is gone to night,\nAnd we must follow where his banners are.",
-    "Good my lord, I never knew a man\nSo patient in his grief: the crown he wore\nWas lighter than the sorrow of his hand.",
+    "Good my lord, I never knew a man\nSo patient in his grief: the crown\nWas lighter than his hand.",
 ]
 CHINESE = [
     "的山不人风一月",
@@ -149,7 +149,9 @@ def _data_report() -> dict[str, Any]:
                 "step": "exact_duplicates",
                 "effect": "removed",
                 "count": 31,
-                "examples": [{"file": "plays.txt", "line": 77, "before": "Exeunt.", "after": None}],
+                "examples": [
+                    {"file": "plays.txt", "line": 77, "before": "Exeunt.", "after": "same as plays.txt:45"}
+                ],
             },
             {
                 "step": "near_duplicates",
@@ -160,7 +162,7 @@ def _data_report() -> dict[str, Any]:
                         "file": "plays.txt",
                         "line": 6120,
                         "before": "Sound trumpets! let our bloody colours wave!",
-                        "after": None,
+                        "after": "like plays.txt:3110 (similarity 0.91)",
                     }
                 ],
             },
@@ -169,7 +171,24 @@ def _data_report() -> dict[str, Any]:
         "split": {
             "train": {"documents": 7129, "characters": 1_129_744, "bytes": 1_262_926, "tokens": 379_112},
             "validation": {"documents": 377, "characters": 59_460, "bytes": 66_470, "tokens": 19_986},
-            "overlap": {"exact": 0, "near": 2, "examples": ["Flourish. Exeunt all but Hamlet."]},
+            "overlap": {
+                "exact": 0,
+                "near": 2,
+                "examples": [
+                    {
+                        "validation": {
+                            "file": "plays.txt",
+                            "line": 31,
+                            "text": "Flourish. Exeunt all but Hamlet.",
+                        },
+                        "train": {
+                            "file": "plays.txt",
+                            "line": 904,
+                            "text": "Flourish. Exeunt all, but Hamlet.",
+                        },
+                    }
+                ],
+            },
         },
         "tokenizer": {"kind": "bpe", "vocab_size": 4096, "bytes_per_token": 3.331, "unknown": 0},
     }
@@ -236,7 +255,7 @@ def make_run(folder: Path, steps: int = 1800, *, end: str = "finished") -> Path:
             "threads": 2,
             "memory_bytes": 8_254_000_000,
             "dtype": "bfloat16",
-            "why": "matrix multiplication was measured at 1.90 TFLOP/s in bfloat16, 0.41 in float32",
+            "why": "bfloat16 runs at 4.6x of float32 here",
             "peak_flops": 1.9e12,
             "bandwidth": 17.3e9,
             "torch": "2.13.0",
@@ -247,7 +266,7 @@ def make_run(folder: Path, steps: int = 1800, *, end: str = "finished") -> Path:
     plan = {
         "steps": steps,
         "compile": True,
-        "compile_why": "pays for itself after 140 steps",
+        "compile_why": "asked for",
         "dtype": "bfloat16",
         "parameters": 3_214_848,
         "step_flops": 4096 * 6 * 3.2e6,

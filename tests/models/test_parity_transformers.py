@@ -285,7 +285,6 @@ def test_stories(shared_data: Path, tmp_path: Path) -> None:
     tokens = generate(module, [[begin]], max_tokens=200, temperature=0)[0]
     pieces = vocabulary(folder / "tok512.bin")
     text = b"".join(pieces[token] for token in tokens).decode()
-    print(text)
     save_model(tmp_path / "model", module, None, task_state={}, card="")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     expected = theirs.generate(

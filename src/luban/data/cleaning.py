@@ -25,7 +25,9 @@ LANGUAGES = ("en", "zh", "other")
 # Line breaks of other kinds become line feeds; what shows nothing or reorders what is shown goes: C0 and C1 but tab
 # and line feed, byte-order marks within a text, bidirectional overrides, and code points that are no characters.
 _BREAKS = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
-_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]")
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]"
+)
 
 Effect = Literal["changed", "removed"]
 
@@ -147,7 +149,9 @@ def _change(recipe: CleanRecipe, position: int, text: str, log: _Log) -> str:
     steps: list[tuple[str, Callable[[str], str]]] = []
     if recipe.unicode != "none" and not text.isascii():
         form = recipe.unicode
-        steps.append(("unicode", lambda t: t if unicodedata.is_normalized(form, t) else unicodedata.normalize(form, t)))
+        steps.append(
+            ("unicode", lambda t: t if unicodedata.is_normalized(form, t) else unicodedata.normalize(form, t))
+        )
     if recipe.control_characters:
         steps.append(("control_characters", _without_controls))
     for name, step in steps:
@@ -218,7 +222,7 @@ def repetition(text: str) -> float:
     r"""Return how much of a text repeats itself, from 0 to 1: the greatest of three shares.
 
     Lines that stood before, by characters; shingles of four words (of Chinese, four characters) that stood before; and
-    the most frequent shingle, by the words it covers. Rae et al. 2021 (Gopher) filter by such shares.
+    the most frequent shingle's repeats, by the words they cover. Rae et al. 2021 (Gopher) filter by such shares.
 
     Example:
         >>> round(repetition("spam and eggs again\n" * 50), 2), repetition("Every word of this line is new.")
@@ -232,5 +236,5 @@ def repetition(text: str) -> float:
     counts = np.unique(hashes, return_counts=True)[1]
     of_shingles = 1 - len(counts) / len(hashes)
     top = int(counts.max())
-    of_top = min(1.0, top * SHINGLE / (len(hashes) + SHINGLE - 1)) if top > 1 else 0.0
+    of_top = min(1.0, (top - 1) * SHINGLE / (len(hashes) + SHINGLE - 1))
     return max(of_lines, of_shingles, of_top)

@@ -54,11 +54,15 @@ class ReportBuilder:
 
     def _example(self, name: str, row: Row, before: str, after: str) -> None:
         if len(self._examples[name]) < EXAMPLES:
-            self._examples[name].append({"file": row.file, "line": row.line, "before": before, "after": after})
+            self._examples[name].append(
+                {"file": row.file, "line": row.line, "before": before, "after": after}
+            )
 
     def removals(self) -> str:
         """Say in words which steps removed how many documents."""
-        found = [f"{s.count} by {name}" for name, s in self._steps.items() if s.effect == "removed" and s.count]
+        found = [
+            f"{s.count} by {name}" for name, s in self._steps.items() if s.effect == "removed" and s.count
+        ]
         return ", ".join(found) or "none"
 
     def as_dict(
@@ -67,7 +71,13 @@ class ReportBuilder:
         """Return the report."""
         letters = max(1, int(self._letters.sum()))
         files = [
-            {"name": f.name, "bytes": f.bytes, "sha256": f.sha256, "rows": self._rows_of.get(f.name, 0), "role": f.role}
+            {
+                "name": f.name,
+                "bytes": f.bytes,
+                "sha256": f.sha256,
+                "rows": self._rows_of.get(f.name, 0),
+                "role": f.role,
+            }
             for f in fingerprint.files
             if f.role != "tokenizer"
         ]

@@ -75,7 +75,10 @@ def _runs(starts: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
 
 
 def _lower(
-    least: NDArray[np.uint32], owners: NDArray[np.int64], hashes: NDArray[np.uint32], starts: NDArray[np.int64]
+    least: NDArray[np.uint32],
+    owners: NDArray[np.int64],
+    hashes: NDArray[np.uint32],
+    starts: NDArray[np.int64],
 ) -> None:
     """Lower `least` to the minima of one run of shingles under each of the 128 hash functions."""
     values = np.empty_like(hashes)
@@ -174,9 +177,7 @@ class DuplicateIndex:
     def __len__(self) -> int:
         return len(self._digests)
 
-    def add(
-        self, digests: Digests, signatures: Signatures, keep: Callable[[int, list[Match]], bool]
-    ) -> None:
+    def add(self, digests: Digests, signatures: Signatures, keep: Callable[[int, list[Match]], bool]) -> None:
         """Look up a batch of documents in order; those that `keep(position, matches)` accepts are remembered.
 
         Arguments:

@@ -37,9 +37,12 @@ PATTERNS: dict[str, re.Pattern[str]] = {
         + _NOT_BEFORE
     ),
     "mobile": re.compile(
-        r"(?<![0-9A-Za-z_+-])(?<![0-9][.,:/ ])(?:(?:\+|00)?86[ -]?)?1[3-9][0-9]([ -]?)[0-9]{4}\1[0-9]{4}" + _NOT_BEFORE
+        r"(?<![0-9A-Za-z_+-])(?<![0-9][.,:/ ])(?:(?:\+|00)?86[ -]?)?1[3-9][0-9]([ -]?)[0-9]{4}\1[0-9]{4}"
+        + _NOT_BEFORE
     ),
-    "international": re.compile(r"(?<![0-9A-Za-z_+])(?:\+|00)[1-9](?:[ .()-]{0,2}+[0-9]){6,14}+" + _NOT_BEFORE),
+    "international": re.compile(
+        r"(?<![0-9A-Za-z_+])(?:\+|00)[1-9](?:[ .()-]{0,2}+[0-9]){6,14}+" + _NOT_BEFORE
+    ),
     "american": re.compile(
         r"(?<![0-9A-Za-z_+])(?<![0-9][ .,:/-])(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}([.-]))"
         r"[2-9][0-9]{2}(?(1)\1|[ .-])[0-9]{4}(?![0-9A-Za-z_-])(?!\.[0-9])"
@@ -55,7 +58,9 @@ PATTERNS: dict[str, re.Pattern[str]] = {
 }
 _LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+-")
 _MOST_LOCAL = 64
-_VERSION_BEFORE = re.compile(r"(?:v|ver\.?|version|release|build|section|§|版本|版)[ :：]{0,2}\Z", re.IGNORECASE)
+_VERSION_BEFORE = re.compile(
+    r"(?:v|ver\.?|version|release|build|section|§|版本|版)[ :：]{0,2}\Z", re.IGNORECASE
+)
 _DIGITS = re.compile(r"[0-9]{3}")
 _WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 
@@ -97,10 +102,10 @@ def mask_personal(text: str, replace: Replace = mark) -> tuple[str, dict[Persona
         text = masker.mask(text, "mobile", "mobile")
         for name in ("international", "american", "landline"):
             text = masker.mask(text, name, "phone")
-    if text.count(".") >= 3:
-        text = masker.mask(text, "ip4", "ip", _is_ip4)
     if text.count(":") >= 2:
         text = masker.mask(text, "ip6", "ip", _is_ip6)
+    if text.count(".") >= 3:
+        text = masker.mask(text, "ip4", "ip", _is_ip4)
     return text, masker.counts
 
 
@@ -114,7 +119,11 @@ class _Masker:
         return self._replace(kind, found)
 
     def mask(
-        self, text: str, pattern: str, kind: PersonalKind, proof: Callable[[re.Match[str]], bool] | None = None
+        self,
+        text: str,
+        pattern: str,
+        kind: PersonalKind,
+        proof: Callable[[re.Match[str]], bool] | None = None,
     ) -> str:
         """Replace what matches the pattern and passes the proof."""
         return PATTERNS[pattern].sub(
@@ -134,7 +143,13 @@ class _Masker:
             domain = match[1].rstrip(".-")
             labels = domain.split(".")
             top = labels[-1]
-            if start == match.start() or len(labels) < 2 or not all(labels) or len(top) < 2 or not top.isalpha():
+            if (
+                start == match.start()
+                or len(labels) < 2
+                or not all(labels)
+                or len(top) < 2
+                or not top.isalpha()
+            ):
                 continue
             end = match.start(1) + len(domain)
             out += [text[done:start], self._masked("email", text[start:end])]
@@ -157,7 +172,7 @@ def _is_identity(match: re.Match[str]) -> bool:
 def _is_card(match: re.Match[str]) -> bool:
     """13 to 19 digits with the prefix of an issuer and a right Luhn digit."""
     digits = re.sub(r"[ -]", "", match[0])
-    if not 13 <= len(digits) <= 19 or not _has_issuer(digits) or len(set(digits)) < 3:
+    if not 13 <= len(digits) <= 19 or not _has_issuer(digits) or len(set(digits)) < 2:
         return False
     doubled = [int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits))]
     return sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
@@ -167,7 +182,10 @@ def _has_issuer(digits: str) -> bool:
     two, four, length = int(digits[:2]), int(digits[:4]), len(digits)
     return (
         (digits[0] == "4" and length in (13, 16, 19))
-        or (length == 16 and (51 <= two <= 55 or 2221 <= four <= 2720 or four == 6011 or two == 65 or 3528 <= four <= 3589))
+        or (
+            length == 16
+            and (51 <= two <= 55 or 2221 <= four <= 2720 or four == 6011 or two == 65 or 3528 <= four <= 3589)
+        )
         or (length == 15 and two in (34, 37))
         or (length == 14 and two in (30, 36, 38, 39))
         or (length >= 16 and two in (62, 81))

@@ -149,7 +149,11 @@ def _saved_dataset(folder: Path) -> list[Path] | None:
         return None
     state = read_json(folder / "state.json")
     if state.get("_indices_data_files"):
-        raise InputError("a saved dataset has an index beside its rows", where=folder, fix="save it after .flatten_indices()")
+        raise InputError(
+            "a saved dataset has an index beside its rows",
+            where=folder,
+            fix="save it after .flatten_indices()",
+        )
     return [member(folder, str(entry["filename"])) for entry in state.get("_data_files", [])]
 
 
@@ -213,7 +217,9 @@ def open_bytes(file: SourceFile, seen: Callable[[int], None] = lambda _: None) -
 class _Bytes(io.RawIOBase):
     """The bytes of a file through a decompressor, never more at once than was asked for."""
 
-    def __init__(self, raw: BinaryIO, decompress: _Gzip | _Zstandard | None, seen: Callable[[int], None]) -> None:
+    def __init__(
+        self, raw: BinaryIO, decompress: _Gzip | _Zstandard | None, seen: Callable[[int], None]
+    ) -> None:
         self._raw, self._decompress, self._seen = raw, decompress, seen
 
     def readable(self) -> bool:
@@ -273,7 +279,7 @@ class _Gzip:
 class _Zstandard:
     """Zstandard frames one after another, fed in pieces so small that no piece can unfold into much memory."""
 
-    _FEED_BYTES = 2048
+    _FEED_BYTES = 256
 
     def __init__(self) -> None:
         try:
@@ -283,20 +289,22 @@ class _Zstandard:
         self._new, self._error = zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
         self._frame = self._new()
         self._started = False
-        self._input = b""
+        self._input, self._position = b"", 0
         self._output = memoryview(b"")
 
     def read(self, source: Callable[[int], bytes], size: int) -> bytes:
         while not self._output:
             if self._frame.eof:
-                self._input = self._frame.unused_data + self._input
+                self._position -= len(self._frame.unused_data)
                 self._frame, self._started = self._new(), False
-            self._input = self._input or source(1 << 16)
+            if self._position == len(self._input):
+                self._input, self._position = source(1 << 16), 0
             if not self._input:
                 if self._started:
                     raise CorruptStream("the compressed bytes end too early")
                 return b""
-            piece, self._input = self._input[: self._FEED_BYTES], self._input[self._FEED_BYTES :]
+            piece = self._input[self._position : self._position + self._FEED_BYTES]
+            self._position += len(piece)
             self._started = True
             try:
                 self._output = memoryview(self._frame.decompress(piece))

@@ -19,7 +19,9 @@ def draw(digest: bytes, seed: int) -> float:
         digest: of the text, see `luban.data.duplicates.digest`.
         seed: `data.seed`.
     """
-    hashed = hashlib.blake2b(digest, digest_size=8, key=b"split", salt=seed.to_bytes(16, "little", signed=True))
+    hashed = hashlib.blake2b(
+        digest, digest_size=8, key=b"split", salt=seed.to_bytes(16, "little", signed=True)
+    )
     return int.from_bytes(hashed.digest(), "little") / 2**64
 
 
@@ -34,7 +36,7 @@ class DocumentSplit:
         >>> for digest in (b"one", b"two", b"three"):
         ...     split.add(digest)
         >>> split.sides().tolist(), split.forced
-        ([False, False, True], True)
+        ([False, True, False], True)
     """
 
     def __init__(self, fraction: float, seed: int) -> None:
@@ -60,7 +62,9 @@ class DocumentSplit:
         if held_out.all() or not held_out.any():
             raise DataError(
                 "one document cannot be split by documents",
-                received=f"{len(draws)} document(s), all with the same text" if len(draws) > 1 else "1 document",
+                received=f"{len(draws)} document(s), all with the same text"
+                if len(draws) > 1
+                else "1 document",
                 fix="set data.split=tail to hold out the end of the text, or name other files in data.validation",
             )
         return held_out

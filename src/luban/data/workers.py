@@ -67,7 +67,12 @@ def clean_in_order(
 
 @contextlib.contextmanager
 def _worker(recipe: CleanRecipe | None) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": _search_path()}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": _search_path(),
+    }
     process = subprocess.Popen(
         [sys.executable, "-m", "luban.data.workers"],
         stdin=subprocess.PIPE,
@@ -102,7 +107,10 @@ def _answer(waiting: deque[tuple[T, subprocess.Popen[bytes]]]) -> tuple[T, Clean
     letters, digests, signatures = np.split(np.frombuffer(arrays, np.uint8), [kept * 24, kept * 40])
     return tag, CleanedBatch(
         texts=texts,
-        steps={name: StepCount(**{**step, "examples": [tuple(e) for e in step["examples"]]}) for name, step in steps.items()},
+        steps={
+            name: StepCount(**{**step, "examples": [tuple(e) for e in step["examples"]]})
+            for name, step in steps.items()
+        },
         letters=letters.view(np.int64).reshape(kept, 3),
         digests=digests.view(np.uint64).reshape(kept, 2),
         signatures=signatures.view(np.uint16).reshape(kept, PERMUTATIONS),

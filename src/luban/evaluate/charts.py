@@ -48,8 +48,9 @@ class Scale:
     ticks: tuple[float, ...]
 
     def __call__(self, values: Floats) -> Floats:
-        """Return where the values lie, 0 at `low` and 1 at `high`."""
-        return (values - self.low) / (self.high - self.low)
+        """Return where the values lie, 0 at `low` and 1 at `high`; what is beyond is held within -1 to 2."""
+        span = self.high - self.low
+        return (np.clip(values, self.low - span, self.high + span) - self.low) / span
 
 
 def nice_ticks(low: float, high: float, target: int = 5) -> list[float]:
@@ -225,14 +226,13 @@ def _grid(x: Scale, y: Scale, x_tick: Callable[[float], Both], y_tick: Callable[
 
 
 def _path(across: Floats, up: Floats) -> str:
-    """Write an SVG path; NaN lifts the pen, and what is far outside is held near."""
+    """Write an SVG path; NaN lifts the pen."""
     pieces, pen = [], "M"
     for px, py in zip(across.tolist(), up.tolist(), strict=True):
         if not (math.isfinite(px) and math.isfinite(py)):
             pen = "M"
             continue
-        held = min(max(py, -_GRID), 2 * _GRID)
-        pieces.append(f"{pen}{px:.1f} {held:.1f}".replace(".0 ", " ").removesuffix(".0"))
+        pieces.append(f"{pen}{px:.1f} {py:.1f}".replace(".0 ", " ").removesuffix(".0"))
         pen = "L"
     return "".join(pieces)
 

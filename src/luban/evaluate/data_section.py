@@ -93,11 +93,12 @@ def _cleaning(step: JsonObject) -> dict[str, Any]:
 
 
 def _before_and_after(example: JsonObject, removed: bool) -> dict[str, Any]:
-    after = example.get("after")
+    after = words(example.get("after"), 400)
     return {
         "where": _where(example),
         "before": words(example.get("before"), 400),
-        "after": None if removed or after is None else words(after, 400),
+        "reason": after if removed else "",
+        "after": None if removed or example.get("after") is None else after,
     }
 
 
@@ -145,21 +146,20 @@ def _overlap(overlap: JsonObject) -> dict[str, Any] | None:
     exact, near = real(overlap.get("exact")), real(overlap.get("near"))
     if exact is None and near is None:
         return None
-    raw = overlap.get("examples")
-    examples = [_overlap_example(e) for e in raw[:MAX_EXAMPLES]] if isinstance(raw, list) else []
+    examples = [
+        [
+            (both(f"report.data.{side}"), _where(place), words(place.get("text"), 400))
+            for side in ("validation", "train")
+            if (place := mapping(example.get(side)))
+        ]
+        for example in objects(overlap.get("examples"))[:MAX_EXAMPLES]
+    ]
     return {
         "any": bool(exact or near),
         "exact": formats.whole(exact or 0.0),
         "near": formats.whole(near or 0.0),
         "examples": [e for e in examples if e],
     }
-
-
-def _overlap_example(example: object) -> str:
-    """The form of an example is free: a text, or an object whose texts are shown one below the other."""
-    if isinstance(example, dict):
-        return "\n".join(text for value in itertools.islice(example.values(), 6) if (text := words(value)))
-    return words(example)
 
 
 def _tokenizer(tokenizer: JsonObject) -> dict[str, Any] | None:

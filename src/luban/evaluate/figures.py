@@ -72,9 +72,10 @@ def headline(records: RunRecords) -> list[dict[str, Any]]:
         meaning = both("report.figure.speed_meaning")
         speed = formats.count(tokens / seconds)
         parts.append(_figure(speed, "report.figure.speed", meaning, unit="unit.tokens_per_second"))
+    ranks = real(records.plan.get("ranks")) or 1.0
     peak, share = real(records.machine.get("peak_flops")), _mean(records.timings["peak_share"])
     if operations and seconds and peak:
-        share = operations / seconds / peak
+        share = operations / seconds / (peak * ranks)
     if share is not None:
         key = "report.figure.share_meaning" if peak else "report.figure.share_meaning_bare"
         meaning = both(key, peak=formats.flops_per_second(peak))

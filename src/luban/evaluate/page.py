@@ -8,6 +8,7 @@ escaped, and what could disturb the page (control characters, halves of surrogat
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -91,6 +92,20 @@ def translate(key: str, **values: object) -> Markup:
     return show(filled)
 
 
+def said(text: str) -> Markup:
+    """Return a sentence that a file of the run says in English, in every language if the catalogue knows it.
+
+    Example:
+        >>> print(said("asked for"))
+        <span class="en" lang="en">asked for</span><span class="zh" lang="zh-CN">按要求</span>
+    """
+    found = catalogue.recognise("reason.", text)
+    if found is None:
+        return user(text)
+    key, values = found
+    return translate(key, **{name: user(value) for name, value in values.items()})
+
+
 def attribute(key: str, **values: object) -> Markup:
     """Return the attributes that name an element in every language, for screen readers."""
     return charts.label(catalogue.both(key, **values))
@@ -104,6 +119,18 @@ def render(template: str, styles: tuple[str, ...], scripts: tuple[str, ...], **c
         styles, scripts: files of this folder, put into the page whole.
         context: what else the template names.
     """
+    css, js = "\n".join(map(_read, styles)), "\n".join(map(_read, scripts))
+    policy = (
+        f"default-src 'none'; style-src '{_digest(css)}'; script-src '{_digest(js)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # Both are files of this package: nothing of a user is in them.
+    inside = {"style": Markup(css), "script": Markup(js), "policy": policy}  # noqa: S704
+    return _environment().get_template(template).render(**inside, **context) + "\n"
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
         autoescape=True,
@@ -122,16 +149,10 @@ def render(template: str, styles: tuple[str, ...], scripts: tuple[str, ...], **c
         "both": show,
         "label": attribute,
         "user": user,
+        "said": said,
         "has": catalogue.has,
     }
-    css, js = "\n".join(map(_read, styles)), "\n".join(map(_read, scripts))
-    policy = (
-        f"default-src 'none'; style-src '{_digest(css)}'; script-src '{_digest(js)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    # Both are files of this package: nothing of a user is in them.
-    inside = {"style": Markup(css), "script": Markup(js), "policy": policy}  # noqa: S704
-    return environment.get_template(template).render(**inside, **context) + "\n"
+    return environment
 
 
 def _read(name: str) -> str:

@@ -25,6 +25,7 @@ MAX_LINE_BYTES = 1 << 20
 MAX_SAMPLE_STEPS = 64
 MAX_PROMPTS = 8
 MAX_EVENTS = 400
+MAX_NUMBER = 1e100
 
 TRAIN = ("step", "tokens", "loss", "learning_rate", "gradient_norm")
 EVALUATION = ("step", "tokens", "loss", "bits_per_byte", "perplexity")
@@ -32,11 +33,11 @@ TIMING = ("step", "seconds", "tokens_per_second", "flops_per_second", "peak_shar
 
 
 def real(value: object) -> float | None:
-    """Return a finite number as float; anything else is None.
+    """Return a number as float; anything else, and what is too large to be drawn, is None.
 
     Example:
-        >>> real(3), real("3"), real(float("nan")), real(True)
-        (3.0, None, None, None)
+        >>> real(3), real("3"), real(float("nan")), real(True), real(1e300)
+        (3.0, None, None, None, None)
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -44,7 +45,7 @@ def real(value: object) -> float | None:
         as_float = float(value)
     except OverflowError:
         return None
-    return as_float if math.isfinite(as_float) else None
+    return as_float if abs(as_float) <= MAX_NUMBER else None
 
 
 def words(value: object, limit: int = 300) -> str:

@@ -16,10 +16,10 @@ def ratio_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of `sum(numerators) / sum(denominators)` over units drawn with replacement.
+    """Percentile bootstrap interval of `sum(numerators) / sum(denominators)`, units drawn with replacement.
 
-    The unit is what is independent: a document, or a window where there are too few documents. Efron and Tibshirani,
-    An Introduction to the Bootstrap, 1993, chapter 13.
+    The unit is what is independent: a document, or a window where there are too few documents. Efron and
+    Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
 
     Arguments:
         numerators: (units,), for instance the loss of each document.
@@ -29,7 +29,8 @@ def ratio_interval(
         seed: the same seed gives the same interval.
 
     Returns:
-        The lower and upper bound; both the ratio itself when there is one unit or no resampling.
+        The lower and upper bound; both the ratio itself when there is one unit or no resampling, both NaN when
+        the denominators are zero.
 
     Example:
         >>> low, high = ratio_interval(np.array([1.0, 2.0, 3.0]), np.ones(3))
@@ -37,8 +38,9 @@ def ratio_interval(
         True
     """
     units = len(numerators)
-    if units < 2 or resamples < 1:
-        value = float(numerators.sum() / denominators.sum()) if units else float("nan")
+    whole = float(denominators.sum())
+    if units < 2 or resamples < 1 or whole <= 0:
+        value = float(numerators.sum()) / whole if whole > 0 else float("nan")
         return value, value
     random = np.random.default_rng(seed)
     ratios = []

@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from luban.metrics.intervals import ratio_interval
 
+N = TypeVar("N", int, float)
 LN2 = math.log(2.0)
 MIN_DOCUMENTS = 30
-"""With fewer documents than this the bootstrap draws windows instead: a handful of units has no spread to speak of."""
+"""With fewer documents than this the bootstrap draws windows: a handful of units has no spread to speak of."""
 
 
 @dataclass
 class TextLoss:
     """Sums of the negative log-likelihood of text, in nats, by document and by window.
 
-    The end token that separates documents is not text and is not counted. Bytes are those of the text in UTF-8,
-    characters its Unicode code points, so models with different tokenizers compare.
+    The end token that separates documents is not text and is not counted. Bytes are those of the text in
+    UTF-8, characters its Unicode code points, so models with different tokenizers compare.
 
     Example:
         >>> loss = TextLoss()
@@ -48,12 +50,11 @@ class TextLoss:
         self.bytes[document], self.characters[document] = bytes, characters
 
     def merge(self, other: TextLoss) -> None:
-        """Take in what another rank measured on other documents."""
-        for mine, theirs in ((self.nats, other.nats), (self.tokens, other.tokens)):
-            for document, value in theirs.items():
-                mine[document] = mine.get(document, 0) + value  # type: ignore[assignment, operator]
-        self.bytes.update(other.bytes)
-        self.characters.update(other.characters)
+        """Take in what another rank measured, on other documents or on other parts of the same."""
+        _add(self.nats, other.nats)
+        _add(self.tokens, other.tokens)
+        _add(self.bytes, other.bytes)
+        _add(self.characters, other.characters)
         self.windows.extend(other.windows)
 
     def counts(self) -> dict[str, int]:
@@ -77,7 +78,7 @@ class TextLoss:
         }
 
     def intervals(self, *, resamples: int, seed: int = 0) -> Mapping[str, tuple[float, float]]:
-        """Return 95 % bootstrap intervals of `figures`, over documents, or over windows where documents are few."""
+        """Return 95 % bootstrap intervals of `figures`, over documents, or windows where documents are few."""
         order = sorted(self.tokens)
         counts = self.counts()
         if len(order) >= MIN_DOCUMENTS:
@@ -88,8 +89,10 @@ class TextLoss:
                 "nats_per_character": np.array([self.characters.get(d, 0) for d in order], np.float64),
             }
         else:
-            nats = np.array([n for n, _ in self.windows], np.float64)
-            tokens = np.array([t for _, t in self.windows], np.float64)
+            # Sorted, so that the interval does not depend on which rank measured what.
+            windows = sorted(self.windows)
+            nats = np.array([n for n, _ in windows], np.float64)
+            tokens = np.array([t for _, t in windows], np.float64)
             per_token = max(counts["tokens"], 1)
             # A window's bytes are not known; its share of the tokens stands for its share of the bytes.
             sizes = {
@@ -98,11 +101,15 @@ class TextLoss:
                 "nats_per_character": tokens * counts["characters"] / per_token,
             }
         found = {
-            name: ratio_interval(nats, size, resamples=resamples, seed=seed) if size.sum() else (math.nan, math.nan)
-            for name, size in sizes.items()
+            name: ratio_interval(nats, size, resamples=resamples, seed=seed) for name, size in sizes.items()
         }
         low, high = found["loss"]
         return {**found, "perplexity": (_exp(low), _exp(high))}
+
+
+def _add(mine: dict[int, N], theirs: Mapping[int, N]) -> None:
+    for document, value in theirs.items():
+        mine[document] = mine[document] + value if document in mine else value
 
 
 def _exp(value: float) -> float:

@@ -178,6 +178,7 @@ class Decoder(nn.Module):
     torch's default generator, so `torch.manual_seed` before fixes them.
 
     Example:
+        >>> import torch
         >>> model = Decoder(DecoderConfig(vocab_size=10, layers=1, width=8, heads=2))
         >>> model(torch.tensor([[1, 2, 3]])).shape
         torch.Size([1, 3, 10])

@@ -17,7 +17,7 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """
     if not training or probability == 0.0:
         return x
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+    words = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,), device=x.device)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
     kept = bits >= round(probability * _STEPS) - _STEPS // 2
     return x * (kept * (1.0 / (1.0 - probability))).to(x.dtype)

@@ -139,6 +139,7 @@ class GPT2(nn.Module):
     layers) or zero; norms one; biases zero. Draws come from torch's default generator.
 
     Example:
+        >>> import torch
         >>> model = GPT2(GPT2Config(vocab_size=10, layers=1, width=8, heads=2))
         >>> model(torch.tensor([[1, 2, 3]])).shape
         torch.Size([1, 3, 10])

@@ -69,7 +69,7 @@ class RotaryTables(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Compute the first tables anew, on torch's default device; needed after the model was built on "meta"."""
+        """Compute the first tables anew; needed after the model was built on the "meta" device."""
         # A model that may read 131,072 tokens seldom does, and the whole tables would take 128 MB.
         self._fill(min(self.max_length, _FIRST_ROWS), None)
 

@@ -1,7 +1,7 @@
 """torch.compile where it pays for itself, eager everywhere else.
 
-The choice is made before step 1 from counted work and measured rates, and is kept in the run: compiled and eager code
-round differently, so a resumed run must make the same choice to end with the same bytes.
+The choice is made before step 1 from counted work and measured rates, and is kept in the run: compiled and
+eager code round differently, so a resumed run must make the same choice to end with the same bytes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def pays(expected_seconds: float) -> bool:
 class Compiling:
     """Whether the model runs compiled.
 
-    Repeated blocks (the members of each `nn.ModuleList`) are compiled, not the whole: the code of one serves all, so
-    the cost does not grow with depth. They are compiled in place and keep their parameters' names.
+    Repeated blocks (the members of each `nn.ModuleList`) are compiled, not the whole: the code of one serves
+    all, so the cost does not grow with depth. They are compiled in place and keep their parameters' names.
 
     Arguments:
         model: what runs.
@@ -61,7 +61,7 @@ class Compiling:
                 region.compile()
             trial()
         except Exception as error:
-            # Whatever a compiler raises, the run can go on without it; an error of the model comes again in eager mode.
+            # Whatever a compiler raises, the run can go on without it; an error of the model comes again.
             self._give_up((str(error).strip() or type(error).__name__).splitlines()[0][:200])
 
     def _give_up(self, why: str) -> None:

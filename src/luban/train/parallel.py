@@ -1,8 +1,8 @@
 """Which processes train together, and what they must agree on.
 
-A plan says how a step's batch is divided and how gradients come together. `Alone` is one process; `DataParallel` is
-one process per rank under `torchrun`, each with the whole model and a share of every batch. The loop knows only the
-methods below, so that a plan which shards parameters can stand beside these.
+A plan says how a step's batch is divided and how gradients come together. `Alone` is one process;
+`DataParallel` is one process per rank under `torchrun`, each with the whole model and a share of every batch.
+The loop knows only the methods below, so that a plan which shards parameters can stand beside these.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Alone:
 
 
 class DataParallel:
-    """Every rank has the whole model and a share of each batch; gradients are sums, so shares may be unequal."""
+    """Every rank has the whole model and a share of each batch; gradients are sums: shares may be unequal."""
 
     def __init__(self) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,11 +83,18 @@ class DataParallel:
 
     def reduce_gradients(self, model: nn.Module) -> None:
         """One all-reduce over one flat buffer: few messages, whatever the number of parameters."""
-        gradients: list[Tensor] = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients: list[Tensor] = []
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                # A rank whose share is empty has no gradients, yet must send as many numbers as the others.
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                gradients.append(parameter.grad)
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        begin = 0
+        for gradient in gradients:
+            gradient.copy_(flat[begin : begin + gradient.numel()].view_as(gradient))
+            begin += gradient.numel()
 
     def wait(self) -> None:
         """Meet at a barrier."""

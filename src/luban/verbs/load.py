@@ -9,6 +9,7 @@ from typing import Any
 from luban.data.tokenizer import Tokenizer
 from luban.errors import InputError
 from luban.model_folder import load_model
+from luban.models.sampling import Sampling
 from luban.run import run_of
 from luban.tasks.language_model import LanguageModule
 from luban.tasks.text_generation import generate_text, stream_text
@@ -34,13 +35,16 @@ class Model:
             settings: those of `luban.tasks.text_generation.generate_text`: max_tokens, temperature (0 is greedy), top_k,
                 top_p, min_p, repetition_penalty, stop, seed.
         """
-        one = isinstance(prompt, str)
-        texts = generate_text(self.module, self.tokenizer, [prompt] if isinstance(prompt, str) else prompt, **settings)
-        return texts[0] if one else texts
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        texts = generate_text(self.module, self.tokenizer, prompts, **{"max_tokens": 200, **settings})
+        return texts[0] if isinstance(prompt, str) else texts
 
     def stream(self, prompt: str, **settings: Any) -> Iterator[str]:
         """Continue one prompt, giving the text piece by piece as it is made."""
-        return stream_text(self.module, self.tokenizer, prompt, **settings)
+        asked = dict(settings)
+        tokens, stop, seed = asked.pop("max_tokens", 200), asked.pop("stop", ()), asked.pop("seed", 0)
+        pieces = stream_text(self.module, self.tokenizer, [prompt], tokens, Sampling(**asked), stop=stop, seed=seed)
+        return (piece for _, piece in pieces)
 
     def predict(self, rows: Sequence[str | Mapping[str, Any]], **settings: Any) -> list[dict[str, Any]]:
         """Answer rows: each a prompt, or an object with `prompt` or `text`.
@@ -54,7 +58,7 @@ class Model:
             answers.append(_refusal(index, row) if not isinstance(prompt, str) else {"prompt": prompt})
             if isinstance(prompt, str):
                 prompts.append(prompt)
-        texts = iter(generate_text(self.module, self.tokenizer, prompts, **settings) if prompts else [])
+        texts = iter(self.generate(prompts, **settings) if prompts else [])
         return [answer if "error" in answer else {**answer, "text": next(texts)} for answer in answers]
 
 

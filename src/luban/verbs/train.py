@@ -20,7 +20,7 @@ from luban.errors import InputError, LubanError, Stopped
 from luban.evaluate.report import write_report
 from luban.machine import MachineReport, peak_rss_bytes, probe, set_threads
 from luban.model_folder import LoadedModel, load_model, save_model
-from luban.recipe import Recipe
+from luban.recipe import LanguageModelRecipe, Recipe
 from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
@@ -31,6 +31,7 @@ from luban.train.faults import NO_FAULTS, Faults
 from luban.train.loop import Loop, Progress
 from luban.train.parallel import Plan, plan_from_environment
 from luban.verbs.card import model_card
+from luban.verbs.load import model_folder_of
 from luban.verbs.records import RunRecord, SilentRecord
 from luban.verbs.training_data import open_data
 
@@ -92,7 +93,7 @@ def train(
                 settings = read_recipe(run.read_recipe(), (), tasks.schema_of)
             else:
                 assert recipe is not None
-                settings = read_recipe(recipe, overrides, tasks.schema_of)
+                settings = _with_its_tokenizer(read_recipe(recipe, overrides, tasks.schema_of))
                 run = Run(Path(out) if out is not None else _new_folder(settings))
             with run.lock() if plan.rank == 0 else contextlib.nullcontext():
                 return _Training(run, settings, plan, tools, resuming=resume is not None).do()
@@ -148,11 +149,11 @@ class _Training:
         kind = tasks.find(self.recipe.task)
         start = self._start_model()
         if self.first:
-            data = open_data(run, self.recipe, kind, start, resuming=self.resuming, stop=stop.check, show=show)
+            data = open_data(run, self.recipe, kind, resuming=self.resuming, stop=stop.check, show=show)
             self.plan.wait()
         else:
             self.plan.wait()
-            data = open_data(run, self.recipe, kind, start, resuming=True, stop=stop.check, show=show)
+            data = open_data(run, self.recipe, kind, resuming=True, stop=stop.check, show=show)
         set_threads()
         task = kind(self.recipe, data, start=start)
         task.model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -173,7 +174,7 @@ class _Training:
 
     def _start_model(self) -> LoadedModel | None:
         start = getattr(getattr(self.recipe, "model", None), "start", None)
-        return load_model(Path(start)) if start else None
+        return load_model(model_folder_of(Path(start))) if start else None
 
     def _decide(self, task: Task, machine: MachineReport) -> dict[str, Any]:
         """Fix what must not change within a run: dtype, compile, and what a step costs."""
@@ -301,6 +302,14 @@ class _Training:
             "peak_rss_bytes": peak_rss_bytes(),
             "model": "model",
         }
+
+
+def _with_its_tokenizer(recipe: Recipe) -> Recipe:
+    """Let a model that is started from another read text with that one's tokenizer, unless the recipe names one."""
+    if not isinstance(recipe, LanguageModelRecipe) or recipe.model.start is None or recipe.data.tokenizer != "bpe":
+        return recipe
+    tokenizer = model_folder_of(Path(recipe.model.start)) / "tokenizer.json"
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"tokenizer": str(tokenizer)})})
 
 
 def _shape(task: Task) -> tuple[int, int]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from luban.console import Show
-from luban.data.fingerprint import describe_difference
-from luban.data.prepare import Prepared, fingerprint_of, is_prepared
+from luban.data.fingerprint import Fingerprint, describe_difference, fingerprint_of, is_prepared
+from luban.data.prepare import Prepared
 from luban.durable import remove_leftovers
 from luban.errors import InputError
-from luban.model_folder import LoadedModel
 from luban.recipe import Recipe
 from luban.run import Run
 from luban.tasks.base import Task
@@ -21,7 +20,6 @@ def open_data(
     run: Run,
     recipe: Recipe,
     kind: type[Task],
-    start: LoadedModel | None,
     *,
     resuming: bool,
     stop: Callable[[], None],
@@ -35,7 +33,6 @@ def open_data(
     Raises:
         InputError: when the source or the steps changed since the run began; both are named.
     """
-    del start
     settings: Any = recipe.data  # type: ignore[attr-defined]
     source = settings.source
     if isinstance(source, str) and is_prepared(Path(source)):
@@ -58,9 +55,9 @@ def _check_unchanged(data: Prepared, settings: Any, show: Show) -> None:
     except InputError as error:
         show.line(f"the source of the data is not there to compare with ({error.message}); going on with the data in the run")
         return
-    if now.sha256 != data.fingerprint["sha256"]:
+    then = Fingerprint.from_dict(data.fingerprint)
+    if now.sha256 != then.sha256:
         raise InputError(
-            "the data changed since the run began",
-            received=describe_difference(data.fingerprint, now.as_json()),
+            f"the data changed since the run began: {describe_difference(then, now)}",
             fix="put the data back as it was, or start a new run with it",
         )

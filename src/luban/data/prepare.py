@@ -1,0 +1,280 @@
+"""From a data section to a folder of tokens: the whole way, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luban.data.bad_rows import BadRows
+from luban.data.cleaning import snippet
+from luban.data.data_report import ReportBuilder
+from luban.data.fingerprint import FINGERPRINT, Fingerprint, fingerprint_of, is_prepared, source_files
+from luban.data.personal import mask_personal
+from luban.data.shards import ShardWriter, TokenShards
+from luban.data.sifting import Sifter
+from luban.data.spill import Spill
+from luban.data.split import tail_cut
+from luban.data.tokenizer import Tokenizer, train_tokenizer
+from luban.durable import DISK, FileSystem, new_folder, read_json, storage_errors, verify_folder, write_json
+from luban.errors import DataError
+from luban.recipe import TextData
+
+__all__ = ["Prepared", "fingerprint_of", "is_prepared", "prepare"]
+
+REPORT = "report.json"
+QUARANTINE = "quarantine.jsonl"
+SPLITS = ("train", "validation")
+_SPILL = "documents.spill"
+
+Stop = Callable[[], None]
+Progress = Callable[[str, float], None]
+
+
+class Prepared:
+    """Prepared data, opened: checked against its manifest once, then memory-mapped.
+
+    Arguments:
+        folder: what `prepare` wrote.
+
+    Raises:
+        CheckpointError: a file is absent, cut or altered.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).expanduser()
+        verify_folder(self.folder)
+        self.report: dict[str, Any] = read_json(self.folder / REPORT)
+        self.fingerprint: dict[str, Any] = read_json(self.folder / FINGERPRINT)
+        self.tokenizer = Tokenizer.load(self.folder)
+        self.train = TokenShards(self.folder, "train")
+        self.validation = TokenShards(self.folder, "validation")
+
+
+def prepare(
+    recipe: TextData,
+    folder: Path,
+    *,
+    stop: Stop = lambda: None,
+    progress: Progress = lambda stage, fraction: None,  # noqa: ARG005
+    fs: FileSystem = DISK,
+) -> Prepared:
+    """Read, clean, split and tokenize what a recipe names, into `folder`.
+
+    Memory stays bounded whatever the size: per document kept about 500 bytes, its text on the disk. The same files and
+    settings give the same bytes, whatever the number of workers. A source that is a prepared folder is opened as it is.
+
+    Arguments:
+        recipe: the data section.
+        folder: appears whole or not at all; one that stands there is replaced.
+        stop: called often; what it raises ends the work and leaves nothing behind.
+        progress: told the stage (`hashing`, `reading`, `tokenizer`, `tokens`) and the share of it that is done.
+        fs: the durable file operations.
+
+    Raises:
+        InputError: a source, a column or a tokenizer is absent.
+        DataError: a bad row under the policy `error`, no text, or too little to split.
+        StorageError: the disk is full or fails.
+    """
+    if isinstance(recipe.source, str) and is_prepared(recipe.source):
+        return Prepared(recipe.source)
+    progress("hashing", 0.0)
+    fingerprint = fingerprint_of(recipe, stop)
+    with new_folder(
+        folder, fs, extra={"kind": "prepared data", "fingerprint": fingerprint.sha256}
+    ) as temporary:
+        _Preparation(recipe, temporary, fingerprint, stop, progress, fs).run()
+    return Prepared(folder)
+
+
+class _Preparation:
+    """The stages of one preparation, in a folder that is not yet in its place."""
+
+    def __init__(
+        self,
+        recipe: TextData,
+        folder: Path,
+        fingerprint: Fingerprint,
+        stop: Stop,
+        progress: Progress,
+        fs: FileSystem,
+    ) -> None:
+        self._recipe, self._folder, self._fingerprint = recipe, folder, fingerprint
+        self._stop, self._progress, self._fs = stop, progress, fs
+
+    def run(self) -> None:
+        """Sift, split, train the tokenizer, write tokens, report."""
+        recipe = self._recipe
+        report = ReportBuilder(recipe.clean)
+        with storage_errors(self._folder), self._fs.open_write(self._folder / QUARANTINE) as quarantine:
+            bad = BadRows(recipe.on_bad_row, self._keep(quarantine))
+            spill = Spill(self._folder / _SPILL, self._fs)
+            sifter = Sifter(recipe, source_files(recipe), spill, bad, report, self._stop, self._of("reading"))
+            sifter.run()
+        spill.close()
+        sides = _Sides(recipe, sifter, spill)
+        tokenizer = self._tokenizer(spill, sides)
+        totals, unknown, shown = self._write_tokens(spill, sides, tokenizer)
+        spill.remove()
+        split = {**sides.described(), **totals, "overlap": sides.overlap(shown)}
+        tokens = totals["train"]["tokens"] - totals["train"]["documents"]
+        about_tokenizer = {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "bytes_per_token": round(totals["train"]["bytes"] / max(1, tokens), 4),
+            "unknown": unknown,
+        }
+        write_json(
+            self._folder / REPORT, report.as_dict(self._fingerprint, bad, split, about_tokenizer), self._fs
+        )
+        write_json(self._folder / FINGERPRINT, self._fingerprint.as_dict(), self._fs)
+
+    def _of(self, stage: str) -> Callable[[float], None]:
+        return lambda fraction: self._progress(stage, fraction)
+
+    def _keep(self, quarantine: BinaryIO) -> Callable[[dict[str, Any]], None]:
+        """Return what writes a bad row to the quarantine, without personal data where that is to be masked."""
+        masked = self._recipe.clean is not None and self._recipe.clean.mask_personal
+
+        def keep(row: dict[str, Any]) -> None:
+            if masked and row["raw"] is not None:
+                row = {**row, "raw": mask_personal(row["raw"])[0]}
+            with storage_errors(self._folder / QUARANTINE):
+                self._fs.write(quarantine, (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+
+        return keep
+
+    def _tokenizer(self, spill: Spill, sides: _Sides) -> Tokenizer:
+        """Train the tokenizer on the training side, or read the one the recipe names; put it into the folder."""
+        recipe = self._recipe
+        if recipe.tokenizer in ("bpe", "char"):
+
+            def texts() -> Iterator[str]:
+                for number, batch in spill.batches(self._stop, self._of("tokenizer")):
+                    yield from (text for side, _, text in sides.cut(number, batch) if side == "train")
+
+            tokenizer = train_tokenizer(
+                recipe.tokenizer, texts(), vocab_size=recipe.vocab_size, byte_fallback=recipe.byte_fallback
+            )
+        else:
+            tokenizer = Tokenizer.load(Path(recipe.tokenizer).expanduser())
+        tokenizer.save(self._folder, self._fs)
+        return tokenizer
+
+    def _write_tokens(
+        self, spill: Spill, sides: _Sides, tokenizer: Tokenizer
+    ) -> tuple[dict[str, dict[str, int]], int, dict[int, str]]:
+        """Encode every document; return totals per side, unknown tokens, and the texts that the overlap shows."""
+        writers = {
+            split: _Documents(
+                ShardWriter(
+                    self._folder, split, vocab_size=tokenizer.vocab_size, end_id=tokenizer.end_id, fs=self._fs
+                )
+            )
+            for split in SPLITS
+        }
+        unknown, shown = 0, {}
+        for number, batch in spill.batches(self._stop, self._of("tokens")):
+            parts = list(sides.cut(number, batch))
+            for (side, document, text), ids in zip(
+                parts, tokenizer.encode_batch([text for _, _, text in parts]), strict=True
+            ):
+                array = np.asarray(ids, dtype=np.int32)
+                if tokenizer.unknown_id is not None:
+                    unknown += int((array == tokenizer.unknown_id).sum())
+                if document in sides.to_show:
+                    shown[document] = snippet(text)
+                writers[side].add(array, text, whole=not sides.as_stream)
+        return {split: writer.close() for split, writer in writers.items()}, unknown, shown
+
+
+class _Documents:
+    """Writes documents to a split's shards; the parts of a stream are one document."""
+
+    def __init__(self, writer: ShardWriter) -> None:
+        self._writer = writer
+        self._parts: list[NDArray[np.int32]] = []
+        self._bytes = 0
+        self._characters = 0
+
+    def add(self, ids: NDArray[np.int32], text: str, *, whole: bool) -> None:
+        """Take a text; if it is a document whole, write it."""
+        self._parts.append(ids)
+        self._bytes += len(text.encode("utf-8"))
+        self._characters += len(text)
+        if whole:
+            self._end()
+
+    def close(self) -> dict[str, int]:
+        """Write what is left and return the totals."""
+        if self._parts:
+            self._end()
+        return self._writer.close()
+
+    def _end(self) -> None:
+        ids = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
+        self._parts = []
+        self._writer.add(ids, bytes=self._bytes, characters=self._characters)
+        self._bytes = self._characters = 0
+
+
+class _Sides:
+    """Which side every document, or every character of a stream, is on."""
+
+    def __init__(self, recipe: TextData, sifter: Sifter, spill: Spill) -> None:
+        self._recipe, self._sifter = recipe, sifter
+        self.as_stream = sifter.as_stream
+        self._cut = tail_cut(spill.characters, recipe.validation_fraction) if self.as_stream else 0
+        self._position = 0
+        if self.as_stream:
+            self._held_out = np.array(sifter.starts, np.int64) >= self._cut
+        elif recipe.validation is not None:
+            self._held_out = np.array(sifter.groups, bool)
+            if self._held_out.all() or not self._held_out.any():
+                empty = "data.source" if self._held_out.all() else "data.validation"
+                raise DataError(f"no text is left of {empty}", fix="look at that source and at data.clean")
+        else:
+            self._held_out = sifter.split.sides()
+        self._counts, self._pairs = sifter.overlap(self._held_out)
+        self.to_show = {number for pair in self._pairs for number in pair}
+
+    def cut(self, number: int, batch: list[str]) -> Iterator[tuple[str, int, str]]:
+        """Yield (side, number of the document, text) for documents from `number` on; the tail's first may be cut."""
+        for offset, text in enumerate(batch):
+            document = number + offset
+            if not self.as_stream:
+                yield SPLITS[self._held_out[document]], document, text
+                continue
+            before = self._cut - self._sifter.starts[document]
+            if before > 0:
+                yield "train", document, text[:before]
+            if before < len(text):
+                yield "validation", document, text[max(0, before) :]
+
+    def described(self) -> dict[str, Any]:
+        """Return how the split was made, for the report."""
+        if self.as_stream:
+            return {"rule": "tail", "validation_fraction": self._recipe.validation_fraction}
+        if self._recipe.validation is not None:
+            return {"rule": "files"}
+        return {
+            "rule": "document",
+            "validation_fraction": self._recipe.validation_fraction,
+            "seed": self._recipe.seed,
+            "forced": self._sifter.split.forced,
+        }
+
+    def overlap(self, shown: dict[int, str]) -> dict[str, Any]:
+        """Return the overlap for the report, with the texts of its examples."""
+        examples = [
+            {
+                "validation": {**self._sifter.place(held_out), "text": shown.get(held_out, "")},
+                "train": {**self._sifter.place(trained), "text": shown.get(trained, "")},
+            }
+            for held_out, trained in self._pairs
+        ]
+        return {**self._counts, "examples": examples}
