@@ -23,5 +23,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from luban import verbs
 
-        return getattr(verbs, name)
+        for verb in __all__[1:]:
+            globals()[verb] = getattr(verbs, verb)
+        return globals()[name]
     raise AttributeError(f"module 'luban' has no attribute {name!r}")

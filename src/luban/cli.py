@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, NoReturn
@@ -19,7 +20,10 @@ Command = Callable[..., Any]
 
 
 def _verb(command: Command) -> Command:
-    """Give a verb `--json`, exit codes, and errors a person can read: 0 done, 2 wrong input, 75 stopped, 1 else."""
+    """Give a verb `--json`, exit codes and errors a person can read.
+
+    0 done, 2 the input is wrong, 75 stopped by a signal and resumable, 1 anything else, with its traceback.
+    """
 
     @wraps(command)
     def run(*args: Any, as_json: bool, **options: Any) -> None:
@@ -29,15 +33,22 @@ def _verb(command: Command) -> Command:
             _fail(error.exit_code, str(error), as_json, error.message)
         except KeyboardInterrupt:
             _fail(75, "stopped", as_json, "stopped")
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except BrokenPipeError:
             # Whoever read our output left; that is no error of ours. Python must not complain at exit either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except Exception as error:
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}"
+            _fail(1, message, as_json, message)
 
     return JSON(run)
 
 
 def _fail(code: int, shown: str, as_json: bool, message: str) -> NoReturn:
+    """Say on stderr what went wrong, on stdout as JSON if asked for, and end."""
     click.echo(shown if code == 75 else f"error: {shown}", err=True)
     if as_json:
         _print_json(
@@ -52,7 +63,14 @@ def _fail(code: int, shown: str, as_json: bool, message: str) -> NoReturn:
 
 
 def _print_json(value: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """Print one line of JSON; a figure that is not a number becomes null, for JSON has no NaN."""
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    line = json.dumps(finite, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        line = json.dumps(finite)
+    click.echo(line)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -68,7 +86,7 @@ def luban() -> None:
     """
 
 
-@luban.command()
+@luban.command(short_help="Train a model from a recipe, or go on with a run.")
 @click.argument("recipe", required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
@@ -115,7 +133,7 @@ def _tell_trained(folder: str, result: Mapping[str, Any]) -> None:
     )
 
 
-@luban.command()
+@luban.command(short_help="Measure a model on text.")
 @click.argument("folder", metavar="MODEL_OR_RUN")
 @click.option(
     "--data",
@@ -161,7 +179,7 @@ def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) 
         _print_json({"status": "done", **evaluation.as_json()})
 
 
-@luban.command()
+@luban.command(short_help="Continue prompts.")
 @click.argument("folder", metavar="MODEL_OR_RUN")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option(
@@ -196,7 +214,7 @@ def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) 
 @click.option("--seed", type=int, default=0, show_default=True)
 @_verb
 def predict(folder: str, prompts: tuple[str, ...], source: str | None, as_json: bool, **options: Any) -> None:
-    """Continue prompts, from arguments, a file or standard input. With --json, one line per prompt, in order."""
+    """Continue prompts, from arguments, a file or standard input. With --json, one line per prompt."""
     given: Any = sys.stdin if source == "-" or (source is None and not prompts) else source
     if given is sys.stdin and sys.stdin.isatty() and source is None:
         raise click.UsageError("give a prompt, or --input FILE")
@@ -232,7 +250,7 @@ def _stream(folder: str, prompt: str, settings: Mapping[str, Any]) -> None:
     click.echo()
 
 
-@luban.command()
+@luban.command(short_help="Clean, tokenise and pack data for later runs.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", metavar="DIR", required=True, help="The folder to make.")
@@ -253,7 +271,7 @@ def prepare(recipe: str, overrides: tuple[str, ...], out: str, as_json: bool) ->
         _print_json({"status": "done", "folder": out, "split": split, "bad_rows": report["bad_rows"]})
 
 
-@luban.command()
+@luban.command(short_help="List what luban can train out of the box.")
 @_verb
 def recipes(as_json: bool) -> None:
     """List the recipes that come with luban: what each makes, on what data, in what time."""
@@ -268,7 +286,7 @@ def recipes(as_json: bool) -> None:
         click.echo(f"  makes  {about.makes}\n  from   {about.data}\n  in     {about.time}\n")
 
 
-@luban.command()
+@luban.command(short_help="Make a model from raw text in minutes.")
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0.0, min_open=True),
@@ -302,7 +320,7 @@ def quickstart(minutes: float, text: str | None, language: str, out: str | None,
         _print_json({**outcome.result, "run": str(outcome.folder)})
 
 
-@luban.command()
+@luban.command(short_help="Write a run's report again.")
 @click.argument("run", metavar="RUN")
 @_verb
 def report(run: str, as_json: bool) -> None:
@@ -322,5 +340,15 @@ def report(run: str, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; usage errors end with 2, as click has it."""
-    luban(prog_name="luban")
+    """Run the command line; usage errors end with 2, and with `--json` they too end in a line of JSON."""
+    options = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+    try:
+        code = luban(prog_name="luban", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+        if "--json" in options:
+            _print_json({"status": "error", "exit_code": code, "error": error.format_message()})
+    except click.Abort:
+        code = 75
+    sys.exit(code)

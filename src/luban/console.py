@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 PLAIN_SECONDS = 10.0
-_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def short(value: float) -> str:
@@ -30,7 +30,7 @@ def short(value: float) -> str:
     for size, unit in _UNITS:
         # What rounds up to the unit belongs to it: 999.9 thousand is 1M.
         if abs(value) >= 0.9995 * size:
-            return f"{value / size:.4g}{unit}" if abs(value) >= 999.5 * size else f"{value / size:.3g}{unit}"
+            return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
 
 

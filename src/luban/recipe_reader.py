@@ -1,5 +1,4 @@
-"""The one way a recipe is read, from a shipped name, a YAML file or a mapping, with `key=value` overrides on
-top.
+"""The one way a recipe is read: a shipped name, a YAML file or a mapping, and `key=value` overrides on top.
 
 Reading executes nothing: YAML goes through the safe loader, keys are checked against the schema, and an error
 says the key, the line it stands on, what was received, what is allowed and the nearest known key.
@@ -7,21 +6,42 @@ says the key, the line it stands on, what was received, what is allowed and the 
 
 from __future__ import annotations
 
+import re
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from luban.errors import RecipeError, nearest
-from luban.recipe import About, Recipe
+from luban.recipe import About, Recipe, Section
 
 SchemaOf = Callable[[str], type[Recipe]]
 _SHIPPED = resources.files("luban") / "recipes"
-_MAX_BYTES = 1_000_000
+_MAX_BYTES, _MAX_DEPTH = 50_000, 20
+_OPENING = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+_BUDGETS = frozenset({"minutes", "tokens", "steps"})
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number; YAML 1.1 wants a dot in it and takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+"),
+    list("-+.0123456789"),
+)
 
 
 def shipped() -> dict[str, About]:
@@ -44,22 +64,29 @@ def read_recipe(
 
     Arguments:
         recipe: the name of a shipped recipe, the path of a YAML file, or a mapping.
-        overrides: `section.key=value` strings; the value is read as YAML, so `[a, b]`, `null` and `1e-3`
-            work.
+        overrides: `section.key=value` strings; the value is read as YAML: `[a, b]`, `null` and `1e-3` work.
+            A budget among them takes the place of the recipe's own.
         schema_of: gives the schema for a task's name and raises `RecipeError` for an unknown task.
 
     Raises:
         RecipeError: with the key, file and line, what was received and what is allowed.
     """
     mapping, lines, origin = _load(recipe)
-    for override in overrides:
-        key, value = _parse_override(override)
+    parsed = [(override, *_parse_override(override)) for override in overrides]
+    budgets = {key[-1] for _, key, value in parsed if key[:-1] == ("train",) and value is not None} & _BUDGETS
+    if budgets and isinstance(mapping.get("train"), dict):
+        mapping["train"] = {k: v for k, v in mapping["train"].items() if k not in _BUDGETS - budgets}
+    for override, key, value in parsed:
         _put(mapping, key, value, override)
         lines[".".join(key)] = f"override {override!r}"
     task = mapping.get("task", "language-model")
     if not isinstance(task, str):
         raise RecipeError("task must be a name", received=task, where=_where(lines, ("task",), origin))
-    schema = schema_of(task)
+    try:
+        schema = schema_of(task)
+    except RecipeError as error:
+        error.where = _where(lines, ("task",), origin)
+        raise
     try:
         return schema.model_validate(mapping)
     except ValidationError as error:
@@ -76,7 +103,7 @@ def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         text, origin = (_SHIPPED / f"{name}.yaml").read_text("utf-8"), f"{name}.yaml"
     else:
         path = Path(name)
-        if not path.is_file():
+        if not _is_file(path):
             close = nearest(name, known)
             fix = f"did you mean {close}? " if close else ""
             raise RecipeError(
@@ -95,22 +122,51 @@ def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     return (*_parse_yaml(text, origin), origin)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], dict[str, str]]:
     lines: dict[str, str] = {}
+    fix = "see the shipped recipes for the form"
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise RecipeError("a recipe has no YAML aliases (*name)", where=origin)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if found := _unwanted(text):
+            line, why = found
+            raise RecipeError(why, where=f"{origin}:{line}", fix="write the values out")
+        loader = _Loader(text)
+        node = loader.get_single_node()
         if node is not None:
             _record_lines(node, (), lines, origin)
-        mapping = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(
-            f"not a YAML file: {error}", where=origin, fix="see the shipped recipes for the form"
-        ) from None
+        mapping = loader.construct_document(node) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{origin}:{mark.line + 1}" if mark else origin
+        problem = error.problem or error.context
+        raise RecipeError(f"not YAML that a recipe may hold: {problem}", where=where, fix=fix) from None
+    except (yaml.YAMLError, ValueError) as error:
+        problem = str(error).partition("\n")[0]
+        raise RecipeError(f"not YAML that a recipe may hold: {problem}", where=origin, fix=fix) from None
     if not isinstance(mapping, dict):
-        raise RecipeError("a recipe is a mapping of sections", received=mapping, where=origin)
+        raise RecipeError("a recipe is a mapping of sections", received=mapping, where=origin, fix=fix)
     return mapping, lines
+
+
+def _unwanted(text: str) -> tuple[int, str] | None:
+    """Return the line of the first thing no recipe has, and why, before anything is built from the text.
+
+    A few bytes of aliases unfold to gigabytes, and deep nesting exhausts the stack.
+    """
+    depth = 0
+    for token in yaml.scan(text, Loader=_Loader):
+        if isinstance(token, yaml.AliasToken):
+            return token.start_mark.line + 1, "a recipe has no YAML aliases (*name)"
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > _MAX_DEPTH:
+            return token.start_mark.line + 1, f"a recipe has at most {_MAX_DEPTH} levels"
+    return None
 
 
 def _record_lines(node: yaml.Node, path: tuple[str, ...], lines: dict[str, str], origin: str) -> None:
@@ -118,8 +174,11 @@ def _record_lines(node: yaml.Node, path: tuple[str, ...], lines: dict[str, str],
         return
     seen: set[str] = set()
     for key, value in node.value:
-        name = str(key.value)
         where = f"{origin}:{key.start_mark.line + 1}"
+        if key.tag != "tag:yaml.org,2002:str":
+            received = key.value if isinstance(key, yaml.ScalarNode) else None
+            raise RecipeError("a key is a name", received=received, where=where)
+        name = str(key.value)
         if name in seen:
             raise RecipeError("a key stands twice", received=name, where=where)
         seen.add(name)
@@ -133,22 +192,20 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
         raise RecipeError(
             "an override is written section.key=value", received=override, fix="for example train.minutes=10"
         )
-    try:
-        parsed = yaml.safe_load(value) if value.strip() else ""
-    except (yaml.YAMLError, ValueError, RecursionError):
-        parsed = value
-    if isinstance(parsed, str):
-        # YAML 1.1 reads 1e-3 as a string; Python's reading is what people mean.
-        with_float = _as_float(parsed)
-        parsed = value if with_float is None else with_float
-    return tuple(key.strip().split(".")), parsed
+    return tuple(key.strip().split(".")), _parse_value(value.strip())
 
 
-def _as_float(text: str) -> float | None:
+def _parse_value(text: str) -> Any:
+    """Read a value given by hand; what is no YAML is text, such as the globs `*.txt` and `[ab]*.txt`."""
+    if not text:
+        return ""
     try:
-        return float(text) if text[:1].isdigit() or text[:1] in "+-." else None
-    except ValueError:
-        return None
+        value = text if _unwanted(text) else yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, ValueError):
+        return text
+    quoted = text[0] in "'\""
+    # Nothing in a recipe is a date: `2024-01-01` is a name. Unquoted text is taken as it stands, `#` and all.
+    return value if value is None or isinstance(value, int | float | list | dict) or quoted else text
 
 
 def _put(mapping: dict[str, Any], key: tuple[str, ...], value: Any, override: str) -> None:
@@ -161,14 +218,6 @@ def _put(mapping: dict[str, Any], key: tuple[str, ...], value: Any, override: st
             raise RecipeError(f"{name} has no keys below it", received=override)
         inner = below
     inner[key[-1]] = value
-    if (
-        key[:-1] == ("train",)
-        and key[-1] in (budgets := {"minutes", "tokens", "steps"})
-        and value is not None
-    ):
-        # A budget given by hand takes the place of the recipe's own.
-        for other in budgets - {key[-1]}:
-            inner.pop(other, None)
 
 
 def _deep_copy(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,46 +228,70 @@ def _where(lines: Mapping[str, str], key: Sequence[str], origin: str) -> str:
     for size in range(len(key), 0, -1):
         if found := lines.get(".".join(key[:size])):
             return found
-    return origin
+    below = [found for name, found in lines.items() if key and name.startswith(f"{key[0]}.")]
+    return below[-1] if below else origin
 
 
 def _explain(
-    error: ValidationError, schema: type[BaseModel], lines: Mapping[str, str], origin: str
+    error: ValidationError, schema: type[Section], lines: Mapping[str, str], origin: str
 ) -> RecipeError:
-    first = error.errors(include_url=False)[0]
-    key = tuple(
-        str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-")
-    )
-    owner = _section(schema, key[:-1])
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    key, owner = _place(schema, first["loc"])
+    others = {_place(schema, e["loc"])[0] for e in errors} - {key}
     where = _where(lines, key, origin)
     name = ".".join(key) or "the recipe"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        allowed = sorted(owner.model_fields) if owner else []
+    more = f" (and {len(others)} more: {', '.join(sorted('.'.join(k) for k in others))})" if others else ""
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        allowed = sorted(owner.model_fields)
         close = nearest(key[-1], allowed)
         fix = (f"did you mean {close}? " if close else "") + f"allowed here: {', '.join(allowed)}"
         return RecipeError(f"unknown key {name}{more}", received=first["input"], where=where, fix=fix)
-    if first["type"] == "missing":
-        return RecipeError(
-            f"{name} is missing{more}", where=where, fix=f"write it in the recipe, or add {name}=VALUE"
-        )
-    message = first["msg"].removeprefix("Value error, ")
-    fix = message[:1].lower() + message[1:]
-    if first["type"] == "literal_error" and isinstance(first["input"], str):
-        choices = [c.strip("'") for c in str(first["ctx"]["expected"]).replace(" or ", ", ").split(", ")]
-        if close := nearest(first["input"], choices):
-            fix = f"did you mean {close}? {fix}"
-    received = first["input"] if not isinstance(first["input"], dict | BaseModel) else None
+    if first["type"] == "missing" and len(key) == len(first["loc"]):
+        fix = f"write it in the recipe, or add {name}=VALUE"
+        return RecipeError(f"{name} is missing{more}", where=where, fix=fix)
+    received = first["input"] if not isinstance(first["input"], dict | Section) else None
+    alike = [e for e in errors if _place(schema, e["loc"])[0] == key]
+    fix = "; or ".join(dict.fromkeys(_advice(e, name) for e in alike))
+    if first["type"] == "model_type" and (section := _section_in(owner.model_fields[key[-1]].annotation)):
+        fix = f"a section is wanted, with keys of its own: {', '.join(sorted(section.model_fields))}"
     return RecipeError(f"{name} cannot be that{more}", received=received, where=where, fix=fix)
 
 
-def _section(schema: type[BaseModel], path: Iterable[str]) -> type[BaseModel] | None:
-    """Follow `path` through nested sections; None where it leaves them."""
-    current: type[BaseModel] | None = schema
-    for name in path:
-        field = current.model_fields.get(name) if current else None
-        if field is None:
-            return None
-        options = [field.annotation, *typing.get_args(field.annotation)]
-        current = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return current
+def _advice(error: ErrorDetails, name: str) -> str:
+    """Say what is allowed, in the reader's words."""
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    given = error["input"]
+    if error["type"] == "missing":
+        return "more values are wanted"
+    if error["type"] == "literal_error" and isinstance(given, str):
+        choices = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
+        close = nearest(given, choices)
+        return f"did you mean {close}? {message}" if close else message
+    if error["type"] == "string_type" and isinstance(given, int | float):
+        return f"{message}: quote it, on the command line {name}='\"{given}\"'"
+    return message
+
+
+def _place(schema: type[Section], loc: Sequence[int | str]) -> tuple[tuple[str, ...], type[Section]]:
+    """Return the keys that lead to an error, and the section the last of them belongs to.
+
+    Below a field that is no section pydantic names types and positions, which say nothing to a reader.
+    """
+    key: list[str] = []
+    owner, inner = schema, schema
+    for part in loc:
+        owner = inner
+        key.append(str(part))
+        field = owner.model_fields.get(str(part))
+        section = _section_in(field.annotation) if field else None
+        if section is None:
+            break
+        inner = section
+    return tuple(key), owner
+
+
+def _section_in(annotation: object) -> type[Section] | None:
+    options = [annotation, *typing.get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)

@@ -1,4 +1,4 @@
-"""Stopping well: a signal asks, the work stops at its next safe point and saves; a second one stops at once."""
+"""Stopping well: a signal asks, the work saves at its next safe point and stops; a second stops at once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Answer SIGINT, SIGTERM, SIGHUP and SIGUSR1 within the block. Only the main thread can; others just run.
+        """Answer SIGINT, SIGTERM, SIGHUP and SIGUSR1 within the block. Only the main thread can.
 
         A SIGHUP that is ignored stays so: the run was started with nohup, to outlive its terminal.
         """

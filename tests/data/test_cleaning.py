@@ -111,7 +111,9 @@ def batches(count=7):
         yield number, [" ".join(rng.choice(words, 30)) for _ in range(rng.integers(0, 40))]
 
 
-@pytest.mark.parametrize("recipe", [None, CleanRecipe(mask_personal=True, language="en", min_language_share=0.8)])
+@pytest.mark.parametrize(
+    "recipe", [None, CleanRecipe(mask_personal=True, language="en", min_language_share=0.8)]
+)
 def test_the_number_of_processes_changes_nothing(recipe):
     alone = list(clean_in_order(recipe, batches(), 1))
     together = list(clean_in_order(recipe, batches(), 3))

@@ -37,7 +37,9 @@ def test_shingles_are_those_of_plain_python(batch):
     by_text = {}
     for block in analyse(batch)[1]:
         for i, owner in enumerate(block.owners):
-            by_text.setdefault(int(owner), []).extend(block.hashes[block.starts[i] : block.starts[i + 1]].tolist())
+            by_text.setdefault(int(owner), []).extend(
+                block.hashes[block.starts[i] : block.starts[i + 1]].tolist()
+            )
     known = {}
     for position, text in enumerate(batch):
         expected = [tuple(plain_words(text)[i : i + 4]) for i in range(max(1, len(plain_words(text)) - 3))]
@@ -80,7 +82,13 @@ def test_minhash_estimates_jaccard_within_its_standard_error():
 
 
 def test_a_signature_does_not_depend_on_the_batch():
-    batch = ["short", "a few more words than four here", "长一点的中文句子。" * 40, "w " + " ".join(map(str, range(3000))), "!!!"]
+    batch = [
+        "short",
+        "a few more words than four here",
+        "长一点的中文句子。" * 40,
+        "w " + " ".join(map(str, range(3000))),
+        "!!!",
+    ]
     together = signatures(len(batch), analyse(batch)[1])
     for i, text in enumerate(batch):
         assert (signatures(1, analyse([text])[1])[0] == together[i]).all()
@@ -149,8 +157,14 @@ def test_the_index_gives_the_same_whatever_the_batches():
 
 
 def test_chinese_near_duplicates_are_found_and_different_poems_are_not():
-    poem = "床前明月光，疑是地上霜。举头望明月，低头思故乡。" * 2 + "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"
-    other = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。" * 2 + "红豆生南国，春来发几枝。愿君多采撷，此物最相思。"
+    poem = (
+        "床前明月光，疑是地上霜。举头望明月，低头思故乡。" * 2
+        + "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"
+    )
+    other = (
+        "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。" * 2
+        + "红豆生南国，春来发几枝。愿君多采撷，此物最相思。"
+    )
     batch = [poem, poem.replace("，", ", ").replace("思故乡", "想故乡", 1), other]
     assert list(find(batch, 0.7, 3)) == [1]
 

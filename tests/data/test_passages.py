@@ -33,7 +33,9 @@ def shared_after(whole, changed):
     return sum(len(p) for p in after if p in before) / len(changed)
 
 
-@pytest.mark.parametrize("name", ["tinyshakespeare/input", "classics-zh/hongloumeng", "wikitext2-raw-valid-test/wiki.valid.raw"])
+@pytest.mark.parametrize(
+    "name", ["tinyshakespeare/input", "classics-zh/hongloumeng", "wikitext2-raw-valid-test/wiki.valid.raw"]
+)
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.7])
 def test_added_text_moves_no_passage_far_away(shared_data, name, place):
     path = next(p for p in (shared_data / f"{name}.txt.gz", shared_data / f"{name}.gz") if p.exists())

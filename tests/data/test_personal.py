@@ -84,7 +84,13 @@ def steps(tree):
             assert high < 300, "an unbounded repeat"
             single = len(inner) == 1 and inner[0][0] in (codes.IN, codes.LITERAL, codes.CATEGORY)
             # Repeats of one set that is followed by others can be given back, one at a time.
-            total *= (high - low + 1) if single else steps(inner) ** max(1, min(high, 8)) if high > 1 else 1 + steps(inner)
+            total *= (
+                (high - low + 1)
+                if single
+                else steps(inner) ** max(1, min(high, 8))
+                if high > 1
+                else 1 + steps(inner)
+            )
         elif op is codes.POSSESSIVE_REPEAT:
             assert value[1] < 300
             total += value[1] * steps(value[2])

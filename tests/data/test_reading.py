@@ -116,7 +116,11 @@ def test_every_bad_json_line_is_counted_with_its_place(tmp_path):
     assert [row.line for row in rows] == [1, len(lines)]
     for line, kind in enumerate(BAD_LINES, 2):
         assert bad["kinds"][kind]["count"] == 1
-        assert bad["kinds"][kind]["examples"][0] | {"detail": ""} == {"file": "bad.jsonl", "line": line, "detail": ""}
+        assert bad["kinds"][kind]["examples"][0] | {"detail": ""} == {
+            "file": "bad.jsonl",
+            "line": line,
+            "detail": "",
+        }
     assert bad["total"] == len(BAD_LINES)
 
 
@@ -258,7 +262,10 @@ class Zeros(io.RawIOBase):
         return size
 
 
-@pytest.mark.parametrize("case", [("a.txt", "passage"), ("a.txt", "line"), ("a.txt", "file"), ("a.jsonl", "auto"), ("a.csv", "auto")])
+@pytest.mark.parametrize(
+    "case",
+    [("a.txt", "passage"), ("a.txt", "line"), ("a.txt", "file"), ("a.jsonl", "auto"), ("a.csv", "auto")],
+)
 def test_memory_is_bounded_for_a_line_of_any_length(monkeypatch, tmp_path, case):
     name, policy = case
     format_ = {"txt": "text"}.get(name[2:], name[2:])
@@ -312,7 +319,10 @@ def test_sources_are_found_in_order_and_named_relative(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert [f.name for f in find_files(str(tmp_path))] == ["a.txt.gz", "z.jsonl", "b/two.txt"]
     assert [f.name for f in find_files(str(tmp_path / "**" / "*.txt"))] == ["b/two.txt"]
-    assert [f.name for f in find_files([str(tmp_path / "b"), str(tmp_path / "z.jsonl")])] == ["b/two.txt", "z.jsonl"]
+    assert [f.name for f in find_files([str(tmp_path / "b"), str(tmp_path / "z.jsonl")])] == [
+        "b/two.txt",
+        "z.jsonl",
+    ]
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert [f.name for f in find_files(str(moved))] == ["a.txt.gz", "z.jsonl", "b/two.txt"]
 

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import statistics
 import subprocess
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -113,14 +114,16 @@ def test_nothing_is_loaded_and_the_policy_names_what_may_run(finished_run: Path)
 
 def test_the_head_says_what_the_files_say(finished_run: Path) -> None:
     shown = _shown(finished_run)
-    tokens, seconds = 1800 * 4096, 178.2
+    tokens = 1800 * 4096
+    timings = [json.loads(line) for line in (finished_run / "timings.jsonl").read_text().splitlines()]
+    speed = statistics.median(row["tokens_per_second"] for row in timings if row["kind"] == "train")
     assert "A language model of 3.21 M parameters, trained on plays.txt" in shown
     assert "Bits per byte 1.401 bits/byte 95% interval 1.381 – 1.422" in shown
     assert "Perplexity 25.43 tokens 95% interval 24.28 – 26.68" in shown
     assert "Training time 2 min 58 s" in shown
     assert f"Tokens seen {tokens / 1e6:.2f} M" in shown
-    assert f"Speed {tokens / seconds / 1e3:.1f} k tokens/s" in shown
-    assert f"Share of peak {100 * tokens * 6 * 3.2e6 / seconds / 1.9e12:.1f}%" in shown
+    assert f"Speed {speed / 1e3:.1f} k tokens/s" in shown
+    assert f"Share of peak {100 * speed * 6 * 3.2e6 / 1.9e12:.1f}%" in shown
     assert f"Peak memory {1_204_000_000 / 2**30:.2f} GiB" in shown
     assert f"Computation {tokens * 6 * 3.2e6 / 1e12:.0f} TFLOP" in shown
 
@@ -293,11 +296,19 @@ def test_a_run_without_a_result_says_so_and_how_to_go_on(new_run: MakeRun, end: 
     run = new_run(end=end)
     shown = _shown(run)
     assert told in shown
+    # the notice and the list of events both say why
+    assert shown.count("the loss became NaN at step 1801") == (2 if end == "failed" else 0)
     assert "luban train --resume run" in shown
     assert "Tokens seen 246 k" in shown  # from the log: 60 steps of 4096
     assert "at step 60, during training" in shown
     assert "The final evaluation has not been made." in shown
     assert "luban train --resume" not in _shown(new_run())
+
+
+def test_a_run_that_failed_before_its_first_step(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"event": "failed", "message": "no such file: a.txt"}\n')
+    shown = _shown(tmp_path)
+    assert "This run failed before its first step.no such file: a.txt" in shown
 
 
 def test_a_resumed_run_is_not_what_its_old_result_says(new_run: MakeRun) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from luban.recipe import TrainRecipe
 from luban.train.schedules import Budget, Schedule
 
-fractions = st.floats(0.0, 1.0)
+fractions = st.just(0.0) | st.floats(1e-6, 1.0)
 recipes = st.builds(
     TrainRecipe,
     steps=st.just(100),

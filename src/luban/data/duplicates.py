@@ -206,7 +206,7 @@ class DuplicateIndex:
 
     def _keys(self, digests: Digests, signatures: Signatures) -> NDArray[np.uint64]:
         """One key for the whole text and one for each band, (documents, 1 + bands)."""
-        bands = signatures.reshape(len(signatures), -1, self._rows).astype(np.uint64)
+        bands = signatures.reshape(-1, PERMUTATIONS // self._rows, self._rows).astype(np.uint64)
         hashes = np.broadcast_to(np.arange(1, bands.shape[1] + 1, dtype=np.uint64), bands.shape[:2])
         for i in range(self._rows):
             hashes = mixed(hashes ^ bands[:, :, i])

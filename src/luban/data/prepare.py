@@ -152,14 +152,16 @@ class _Preparation:
         """Train the tokenizer on the training side, or read the one the recipe names; put it into the folder."""
         recipe = self._recipe
         if recipe.tokenizer in ("bpe", "char"):
-
-            def texts() -> Iterator[str]:
-                for number, batch in spill.batches(self._stop, self._of("tokenizer")):
-                    yield from (text for side, _, text in sides.cut(number, batch) if side == "train")
-
-            tokenizer = train_tokenizer(
-                recipe.tokenizer, texts(), vocab_size=recipe.vocab_size, byte_fallback=recipe.byte_fallback
+            texts = _Texts(
+                text
+                for number, batch in spill.batches(self._stop, self._of("tokenizer"))
+                for side, _, text in sides.cut(number, batch)
+                if side == "train"
             )
+            with texts:
+                tokenizer = train_tokenizer(
+                    recipe.tokenizer, texts, vocab_size=recipe.vocab_size, byte_fallback=recipe.byte_fallback
+                )
         else:
             tokenizer = Tokenizer.load(Path(recipe.tokenizer).expanduser())
         tokenizer.save(self._folder, self._fs)
@@ -190,6 +192,33 @@ class _Preparation:
                     shown[document] = snippet(text)
                 writers[side].add(array, text, whole=not sides.as_stream)
         return {split: writer.close() for split, writer in writers.items()}, unknown, shown
+
+
+class _Texts:
+    """Texts on their way into the tokenizers library, which gives what they raise another name; this gives it back."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self._texts = texts
+        self._raised: BaseException | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._texts)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._raised = error
+            raise
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._raised is not None:
+            raise self._raised
 
 
 class _Documents:
@@ -247,7 +276,7 @@ class _Sides:
         for offset, text in enumerate(batch):
             document = number + offset
             if not self.as_stream:
-                yield SPLITS[self._held_out[document]], document, text
+                yield SPLITS[int(self._held_out[document])], document, text
                 continue
             before = self._cut - self._sifter.starts[document]
             if before > 0:

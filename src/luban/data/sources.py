@@ -86,7 +86,8 @@ def builtin_folder(name: str) -> Path:
 
 def _one_source(source: str, *, within_list: bool) -> list[SourceFile]:
     if source.startswith(BUILTIN):
-        return _in_folder(builtin_folder(source.removeprefix(BUILTIN)), source, prefix=within_list)
+        files = _in_folder(builtin_folder(source.removeprefix(BUILTIN)), source, prefix=within_list)
+        return [file for file in files if file.path.suffix != ".md"]  # where the text came from stands in .md
     path = Path(source).expanduser()
     if path.is_file():
         return [_file(path, path.name)]

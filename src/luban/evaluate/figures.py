@@ -68,14 +68,17 @@ def headline(records: RunRecords) -> list[dict[str, Any]]:
     if tokens is not None:
         meaning = both("report.figure.tokens_meaning", steps=formats.whole(steps))
         parts.append(_figure(formats.count(tokens), "report.figure.tokens", meaning))
-    if tokens is not None and seconds:
+    if (speed := median(records.timings["tokens_per_second"])) is not None:
         meaning = both("report.figure.speed_meaning")
-        speed = formats.count(tokens / seconds)
-        parts.append(_figure(speed, "report.figure.speed", meaning, unit="unit.tokens_per_second"))
-    ranks = real(records.plan.get("ranks")) or 1.0
-    peak, share = real(records.machine.get("peak_flops")), _mean(records.timings["peak_share"])
-    if operations and seconds and peak:
-        share = operations / seconds / (peak * ranks)
+    elif tokens is not None and seconds:
+        speed, meaning = tokens / seconds, both("report.figure.speed_mean")
+    if speed is not None:
+        parts.append(
+            _figure(formats.count(speed), "report.figure.speed", meaning, unit="unit.tokens_per_second")
+        )
+    peak, share = real(records.machine.get("peak_flops")), median(records.timings["peak_share"])
+    if share is None and operations is not None and seconds and peak:
+        share = operations / seconds / (peak * (real(records.plan.get("ranks")) or 1.0))
     if share is not None:
         key = "report.figure.share_meaning" if peak else "report.figure.share_meaning_bare"
         meaning = both(key, peak=formats.flops_per_second(peak))
@@ -93,11 +96,6 @@ def headline(records: RunRecords) -> list[dict[str, Any]]:
         meaning = both("report.figure.parameters_meaning")
         parts.append(_figure(formats.count(size), "report.figure.parameters", meaning))
     return parts
-
-
-def _mean(values: Floats) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else None
 
 
 def _metric_figures(records: RunRecords) -> list[dict[str, Any]]:
@@ -190,8 +188,9 @@ def cost_rows(records: RunRecords) -> list[dict[str, Any]]:
     if operations is not None:
         note = both("report.cost.per_token", flops=formats.flops(operations / tokens)) if tokens else None
         rows.append({"name": both("report.cost.total"), "value": formats.flops(operations), "note": note})
-    if operations is not None and seconds and steps:
-        one, took = formats.flops(operations / steps), formats.duration(seconds / steps)
-        step = both("report.cost.step_value", flops=one, seconds=took)
+    if operations is not None and tokens and steps:
+        speed = median(records.timings["tokens_per_second"])
+        took = formats.duration(tokens / steps / speed if speed else None)
+        step = both("report.cost.step_value", flops=formats.flops(operations / steps), seconds=took)
         rows.append({"name": both("report.cost.step"), "value": step, "note": None})
     return rows

@@ -39,6 +39,8 @@ def real(value: object) -> float | None:
         >>> real(3), real("3"), real(float("nan")), real(True), real(1e300)
         (3.0, None, None, None, None)
     """
+    if type(value) is float:  # nearly every value of a log
+        return value if abs(value) <= MAX_NUMBER else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -179,7 +181,7 @@ def _lines(run: Path, name: str, records: RunRecords) -> Iterator[JsonObject]:
                     torn = not _skip_line(file)
                     line = b""
                 try:
-                    value = json.loads(line)
+                    value = json.loads(line.decode("utf-8"))
                 except (ValueError, RecursionError):
                     value = None
                 if isinstance(value, dict):

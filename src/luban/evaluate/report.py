@@ -78,6 +78,9 @@ def render_report(records: RunRecords, folder: str) -> str:
         "folder": page.plain(folder),
         "status": status,
         "notices": _notices(records, status),
+        "ended_with": words(records.events[-1].get("message"), 500)
+        if status in ("stopped", "failed")
+        else "",
         "figures": headline(records),
         "curves": curves,
         "read_out": curves.read_out() if curves else None,
@@ -117,7 +120,11 @@ def _data_name(records: RunRecords) -> Both:
     sources = (
         [words(s, 300) for s in source if isinstance(s, str)] if isinstance(source, list) else [words(source)]
     )
-    found = [PurePath(page.plain(name)).name for name in (sources if any(sources) else files) if name]
+    found = [
+        PurePath(page.plain(name)).name.removeprefix("builtin:")
+        for name in (sources if any(sources) else files)
+        if name
+    ]
     if not any(found):
         return both("report.data_unknown")
     if len(found) == 1:
@@ -148,11 +155,12 @@ def _heading(records: RunRecords) -> dict[str, Any]:
 
 def _notices(records: RunRecords, status: str) -> list[tuple[str, dict[str, Any]]]:
     notices: list[tuple[str, dict[str, Any]]] = []
-    step = formats.whole(total(records, "steps"))
+    steps = total(records, "steps")
     if status == "empty":
         notices.append(("report.notice.empty", {}))
     elif status != "finished":
-        notices.append((f"report.notice.{status}", {"step": step}))
+        early = "_early" if steps is None else ""
+        notices.append((f"report.notice.{status}{early}", {"step": formats.whole(steps)}))
     for file, count in records.unreadable.items():
         key = "report.notice.lines" if count else "report.notice.unreadable"
         notices.append((key, {"file": page.user(file), "count": formats.whole(count)}))

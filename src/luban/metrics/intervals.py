@@ -29,8 +29,8 @@ def ratio_interval(
         seed: the same seed gives the same interval.
 
     Returns:
-        The lower and upper bound; both the ratio itself when there is one unit or no resampling, both NaN when
-        the denominators are zero.
+        The lower and upper bound; both the ratio itself when there is one unit or no resampling, both NaN
+        when the denominators are zero.
 
     Example:
         >>> low, high = ratio_interval(np.array([1.0, 2.0, 3.0]), np.ones(3))

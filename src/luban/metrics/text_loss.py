@@ -14,7 +14,7 @@ from luban.metrics.intervals import ratio_interval
 N = TypeVar("N", int, float)
 LN2 = math.log(2.0)
 MIN_DOCUMENTS = 30
-"""With fewer documents than this the bootstrap draws windows: a handful of units has no spread to speak of."""
+"""With fewer documents than this the bootstrap draws windows: a handful of units has hardly a spread."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class TextLoss:
         }
 
     def intervals(self, *, resamples: int, seed: int = 0) -> Mapping[str, tuple[float, float]]:
-        """Return 95 % bootstrap intervals of `figures`, over documents, or windows where documents are few."""
+        """Return 95 % bootstrap intervals of `figures`, over documents; over windows where those are few."""
         order = sorted(self.tokens)
         counts = self.counts()
         if len(order) >= MIN_DOCUMENTS:

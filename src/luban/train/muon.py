@@ -5,8 +5,8 @@ Notable here:
 - Nothing is transposed: a tall matrix is multiplied from the right, a wide one from the left.
 - A matrix with one side more than 1.5 times the other iterates on its small Gram matrix.
 - The spectral norm is bounded through the square of the Gram matrix, which the first iteration needs anyway.
-  That bound is three times tighter than the Frobenius norm on a flat spectrum of 128 values, and saves an
-  iteration.
+  That bound is tighter than the Frobenius norm: 1.4 to 2.9 times for momenta met in training, 6 times for 128
+  equal singular values. So four iterations do what took five.
 
 Sources: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); J. Liu et al.,
 "Muon is scalable for LLM training" (2025) for the size of the update; N. Amsel et al., "The Polar Express:
