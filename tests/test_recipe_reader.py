@@ -1,4 +1,4 @@
-"""Recipes: what is right is read exactly; what is wrong is answered with its place, its value and what is allowed."""
+"""Recipes: what is right is read exactly; what is wrong is answered with place, value and what is allowed."""
 
 import json
 import sys

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, NoReturn
@@ -40,7 +39,8 @@ def _verb(command: Command) -> Command:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except Exception as error:
-            traceback.print_exc()
+            # What Python does with an error nobody caught; the module `traceback` would cost `--help` its import.
+            sys.excepthook(type(error), error, error.__traceback__)
             message = f"{type(error).__name__}: {error}"
             _fail(1, message, as_json, message)
 

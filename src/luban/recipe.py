@@ -24,9 +24,18 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values are checked, nothing changes after reading."""
+    """A part of a recipe: unknown keys are errors, values are checked, nothing changes after reading.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    The text under a field is its description: `docs/recipes.md` is made from it.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -86,66 +95,123 @@ class CleanRecipe(Section):
     """Steps that clean text; each can be switched off, each is counted with examples in the data report."""
 
     unicode: Literal["none", "NFC", "NFKC"] = "NFC"
+    """Unicode normal form of the text: NFC composes accents, NFKC also folds full-width and similar forms."""
     control_characters: bool = True
+    """Drop control characters, bidirectional overrides and byte-order marks within a text; other line breaks
+    become LF."""
     min_characters: Annotated[int, Field(ge=0)] = 1
+    """Remove a document with fewer characters, white space at its ends aside."""
     max_characters: Positive | None = None
+    """Remove a document with more characters; null removes none."""
     max_repetition: Fraction | None = None
+    """Remove a document that repeats a larger share of its lines or four-word runs; null removes none."""
     max_symbols: Fraction | None = None
+    """Remove a document with a larger share of symbols among what is not white space; null removes none."""
     language: Literal["en", "zh"] | None = None
+    """Keep only documents in this language, told by the script of their letters; null keeps all."""
     min_language_share: Fraction = 0.5
+    """The least share of letters in the script of `language`; without `language` it means nothing."""
     exact_duplicates: bool = True
+    """Remove a document whose text stood before, white space aside."""
     near_duplicates: Fraction | None = 0.85
+    """Remove a document that is at least this similar to an earlier one (MinHash estimate of the Jaccard
+    similarity of four-word runs); null removes none."""
     mask_personal: bool = False
+    """Put <EMAIL>, <PHONE>, <CARD>, <ID> and <IP> in the place of personal data."""
 
 
 class TextData(Section):
     """Where text comes from and how it becomes tokens."""
 
     source: str | list[str]
+    """File, folder, glob, `builtin:NAME`, saved `datasets` folder, folder that `luban prepare` made, or a
+    list of files, folders and globs."""
     validation: str | list[str] | None = None
+    """Files held out as they are, written as in `source`; null holds out a part of `source`."""
     text: str = "text"
+    """The column of the text in .jsonl, .csv, .tsv, .parquet and saved datasets."""
     document: Literal["auto", "file", "passage", "line"] = "auto"
+    """What a document of plain text is; `auto` means passages, and whole files for the small ones where a
+    source has 16 files or more."""
     on_bad_row: Literal["error", "skip", "quarantine"] = "quarantine"
+    """What to do with a row that cannot be used: stop, leave it out, or leave it out and keep it in
+    quarantine.jsonl."""
     max_row_bytes: Positive = 10_000_000
+    """A longer row is a bad row; a longer line of running text is only noted and cut into passages."""
     clean: CleanRecipe | None = CleanRecipe()
+    """The cleaning steps; null changes and removes nothing."""
     split: Literal["document", "tail"] = "document"
+    """`document` holds out whole documents by a hash of their text; `tail` holds out the end of all text put
+    together."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """The share held out: of documents, or with `tail` of characters."""
     tokenizer: str = "bpe"
+    """`bpe` (byte-level) or `char`, trained on the training text; or the path of a tokenizer.json or of the
+    folder that holds one."""
     vocab_size: Annotated[int, Field(ge=2)] = 4096
+    """Most tokens a trained tokenizer may have, special ones included; `bpe` needs at least 257."""
     byte_fallback: bool = True
+    """With `char`: write a character the vocabulary lacks as its UTF-8 bytes, not as one unknown token."""
     length: Annotated[int, Field(ge=2)] = 256
+    """Tokens the model reads at once."""
     attention: Literal["stream", "document"] = "stream"
+    """`stream` attends across the ends of documents within a window, `document` only within a document."""
     workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that clean; 0 means one for each core where there are 16 MB or more to read, else one."""
     seed: int = 0
+    """Chooses which documents are held out."""
 
 
 class RopeScaling(Section):
     """RoPE scaling of Llama 3: stretches low frequencies so that longer texts than trained on are read."""
 
     rope_type: Literal["llama3"] = "llama3"
+    """The rule; Llama 3's is the only one."""
     factor: Annotated[float, Field(ge=1.0)] = 8.0
+    """How much the low frequencies are stretched."""
     low_freq_factor: Annotated[float, Field(gt=0.0)] = 1.0
+    """Frequencies with fewer than this many turns in the original length are stretched whole."""
     high_freq_factor: Annotated[float, Field(gt=0.0)] = 4.0
+    """Frequencies with more than this many turns in the original length stay as they are."""
     original_max_position_embeddings: Positive = 8192
+    """The length in tokens before scaling."""
 
 
 class DecoderModel(Section):
     """The decoder's shape. `layout` says which family's folder is written; its rules fill in the rest."""
 
     layout: Literal["llama", "mistral", "qwen2", "qwen3", "gpt2"] = "qwen3"
+    """The family whose folder is written: `llama`, `mistral`, `qwen2` (attention biases), `qwen3` (QK-norm)
+    or `gpt2` (learned positions; `kv_heads`, `head_dim`, `rope_theta`, `rope_scaling`, `norm_eps`,
+    `attention_bias` and `tied` mean nothing to it)."""
     start: str | None = None
+    """A run or a model folder whose weights, shape and tokenizer training starts from; the other keys of
+    `model` then mean nothing."""
     layers: Positive = 6
+    """Blocks of attention and MLP."""
     width: Positive = 256
+    """Dimensions of the hidden state."""
     heads: Positive = 4
+    """Attention heads."""
     kv_heads: Positive | None = None
+    """Heads of keys and values (grouped-query attention); null means as many as `heads`."""
     head_dim: Positive | None = None
+    """Dimensions of a head, an even number; null means width / heads."""
     mlp_width: Positive | None = None
+    """Width inside the MLP; null means 8/3 of `width` rounded up to a multiple of 32, with gpt2 four times
+    `width`."""
     rope_theta: Annotated[float, Field(gt=0.0)] = 10_000.0
+    """Base of the rotary position embedding."""
     rope_scaling: RopeScaling | None = None
+    """Scaling of the rotary position embedding; null for none."""
     norm_eps: Annotated[float, Field(gt=0.0)] = 1e-6
+    """What RMSNorm adds to the mean square."""
     attention_bias: bool = False
+    """Biases in the attention's projections; mistral has none, qwen2 always has them."""
     tied: bool = True
+    """The output embedding is the input embedding."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the embedding and of what each block adds that is zeroed while training."""
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
@@ -162,30 +228,60 @@ class TrainRecipe(Section):
     """How training goes; the same for every task. Exactly one of minutes, tokens and steps is the budget."""
 
     minutes: Annotated[float, Field(gt=0.0)] | None = None
+    """Budget in minutes of the training clock: steps, evaluations and checkpoints, not preparation."""
     tokens: Positive | None = None
+    """Budget in tokens seen; the step that reaches it is the last."""
     steps: Positive | None = None
+    """Budget in optimizer steps."""
     batch: Positive = 16
+    """Windows of `data.length` tokens in a step, over all micro-batches and processes."""
     micro_batch: Positive | None = None
+    """Windows computed at once; null means about 16,384 tokens. The gradient is the same for every split."""
     optimizer: Literal["sgd", "rmsprop", "adam", "adamw", "muon"] = "muon"
+    """`muon` takes the matrices of hidden layers and leaves all else to AdamW."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
+    """The highest rate of the schedule; Muon's is in AdamW's units."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """On matrices only; decoupled from the gradient with adamw and muon, added to it with the others."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+    """Of sgd and muon."""
     nesterov: bool = True
+    """Nesterov's form of that momentum."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay of the means of gradients and of their squares, for adam, adamw and muon's AdamW; rmsprop takes
+    the second."""
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "wsd"
+    """`wsd` is warm-up, stable, then straight down over `decay`; `linear` and `cosine` come down from the end
+    of the warm-up on."""
     warmup: Fraction = 0.02
+    """Share of the budget in which the rate rises from a tenth to all of it."""
     decay: Fraction = 0.5
+    """With `wsd`: share of the budget, at its end, in which the rate comes down."""
     final_rate: Fraction = 0.0
+    """Where the rate comes down to, as a share of `learning_rate`."""
     clip: Annotated[float, Field(gt=0.0)] | None = 1.0
+    """Longest gradient (2-norm over all parameters); a longer one is shortened to it. null clips nothing."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` takes bfloat16 only where it is measured 1.25 times as fast as float32."""
     compile: Literal["auto", "on", "off"] = "auto"
+    """`auto` compiles where the budget is long enough to win back twice the time that compiling takes."""
     average: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Has no effect in this version: no average of the weights is made."""
     patience: Positive | None = None
+    """Stop after so many evaluations in a row without a better primary figure, and keep the best model; null
+    never stops."""
     evaluate_every: Every | None = None
+    """A number of steps (`200`) or a time (`30s`, `5m`, `1h`) between evaluations on about 16,000 held-out
+    tokens; null means ten over the budget."""
     checkpoint_every: Every = Interval(seconds=60.0)
+    """A number of steps or a time between checkpoints; one is also written at the end and when a signal asks
+    to stop."""
     keep: Annotated[int, Field(ge=2)] = 2
+    """How many of the newest checkpoints stay; with `patience` the best one stays besides."""
     loggers: list[Literal["tensorboard", "mlflow"]] = []
+    """Write the figures of metrics.jsonl to these as well; each is an extra to install."""
     seed: int = 0
+    """Of the initial weights, the order of the text, dropout and the samples."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
@@ -199,32 +295,48 @@ class TextEvaluation(Section):
     """What is measured on held-out text, and which figure counts."""
 
     primary: Literal["bits_per_byte", "loss", "nats_per_character", "perplexity"] = "bits_per_byte"
+    """The figure that counts, for early stopping and as the result's primary value; lower is better."""
     stride: Positive | None = None
+    """How far the context moves; null means `data.length`. Smaller gives each token more context and takes
+    longer."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
+    """Resamples of the 95 % intervals; 0 makes none."""
     prompts: list[str] = []
+    """What the samples continue; without any, the openings of held-out documents."""
     sample_tokens: Annotated[int, Field(ge=0)] = 120
+    """Tokens of each sample written at every evaluation; 0 writes none."""
 
 
 class About(Section):
     """What `luban recipes` shows of a shipped recipe."""
 
     makes: str = ""
+    """What the recipe makes."""
     data: str = ""
+    """On what data."""
     time: str = ""
+    """In what time."""
 
 
 class Recipe(Section):
     """The parts every recipe has; a task narrows `data`, `model` and `evaluate` to its own sections."""
 
     task: str
+    """What is learned."""
     about: About = About()
+    """What `luban recipes` shows; training does not read it."""
     train: TrainRecipe
+    """How training goes."""
 
 
 class LanguageModelRecipe(Recipe):
     """The recipe of a language model."""
 
     task: Literal["language-model"] = "language-model"
+    """What is learned; `language-model` is the only task so far."""
     data: TextData
+    """Where the text comes from and how it becomes tokens."""
     model: DecoderModel = DecoderModel()
+    """The model's shape."""
     evaluate: TextEvaluation = TextEvaluation()
+    """What is measured on held-out text."""

@@ -1,4 +1,5 @@
-"""Cleaning: each step does what it says, is counted with an example, and the number of processes changes nothing."""
+"""Cleaning: each step does what it says, is counted with an example, and the number of processes changes
+nothing."""
 
 import unicodedata
 
@@ -76,7 +77,7 @@ def test_ordinary_text_is_neither_repetitive_nor_symbolic(shared_data):
     import gzip
 
     for name in ("tinyshakespeare/input", "classics-zh/hongloumeng"):
-        text = gzip.open(shared_data / f"{name}.txt.gz", "rt").read()[:100_000]
+        text = gzip.decompress((shared_data / f"{name}.txt.gz").read_bytes()).decode()[:100_000]
         pieces = [text[i : i + 2000] for i in range(0, len(text), 2000)]
         assert max(map(repetition, pieces)) < 0.4
         batch = clean_batch(only(max_repetition=0.5, max_symbols=0.1), pieces)
@@ -111,12 +112,10 @@ def batches(count=7):
         yield number, [" ".join(rng.choice(words, 30)) for _ in range(rng.integers(0, 40))]
 
 
-@pytest.mark.parametrize(
-    "recipe", [None, CleanRecipe(mask_personal=True, language="en", min_language_share=0.8)]
-)
-def test_the_number_of_processes_changes_nothing(recipe):
+def test_the_number_of_processes_changes_nothing():
+    recipe = CleanRecipe(mask_personal=True, language="en", min_language_share=0.8)
     alone = list(clean_in_order(recipe, batches(), 1))
-    together = list(clean_in_order(recipe, batches(), 3))
+    together = list(clean_in_order(recipe, batches(), 2))
     assert [tag for tag, _ in together] == list(range(7))
     for (_, a), (_, b) in zip(alone, together, strict=True):
         assert a.texts == b.texts

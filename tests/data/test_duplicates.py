@@ -1,4 +1,5 @@
-"""MinHash against exact Jaccard, the index against a search through all pairs, shingles against plain Python."""
+"""MinHash against exact Jaccard, the index against a search through all pairs, shingles against plain
+Python."""
 
 import re
 
@@ -113,7 +114,8 @@ def find(batch, threshold, size):
 
 
 def documents(count=240):
-    """Texts, each third one a copy of an earlier one with some words changed, each fifth one an exact copy."""
+    """Texts, each third one a copy of an earlier one with some words changed, each fifth one an exact
+    copy."""
     rng = np.random.default_rng(1)
     batch = []
     for i in range(count):

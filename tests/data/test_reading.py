@@ -1,4 +1,5 @@
-"""Reading: every format gives the same rows, memory is bounded, and every kind of bad row is met and placed."""
+"""Reading: every format gives the same rows, memory is bounded, and every kind of bad row is met and
+placed."""
 
 import csv
 import gzip

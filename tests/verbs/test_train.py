@@ -236,7 +236,7 @@ def test_sigterm_ends_with_75_and_two_ranks_train_the_same_model(
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump({**small, "model": {**small["model"], "dropout": 0.0}}))
     alone = train(recipe, out=tmp_path / "alone").folder
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "luban"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "luban"]
     torchrun = [*command, "train", str(recipe), "--out", str(tmp_path / "together")]
     subprocess.run(torchrun, check=True, env=environment, capture_output=True, timeout=120)
     one, two = (read_safetensors(run / "model" / "model.safetensors") for run in (alone, tmp_path / "together"))

@@ -1,1 +1,1 @@
-"""From files to windows of tokens, without torch: read, clean, split, tokenize, pack, prove what it came from."""
+"""From files to windows of tokens, without torch."""

@@ -1,4 +1,4 @@
-"""What is wrong with the rows of a source: counted by kind, listed with file and line, and met with one policy."""
+"""What is wrong with the rows of a source: counted by kind, listed with file and line, met by policy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class _Count:
 
 
 class Place(NamedTuple):
-    """Where a row stands: the file's name in the report, its path on this machine, and the line or row (from 1)."""
+    """Where a row stands: the file's name in the report, its path on this machine, and the line or row (from
+    1)."""
 
     file: str
     path: str
@@ -59,14 +60,15 @@ class BadRows:
     """Counts bad rows, keeps the first examples of each kind, and follows `data.on_bad_row`.
 
     Arguments:
-        policy: `error` raises at the first bad row; `skip` leaves it out; `quarantine` also hands it to `keep`.
+        policy: `error` raises at the first bad row; `skip` leaves it out; `quarantine` also hands it to
+            `keep`.
         keep: receives `{"file", "line", "kind", "detail", "raw"}` of each bad row under `quarantine`.
 
     Example:
         >>> bad = BadRows("skip")
         >>> bad.add("broken_json", Place("a.jsonl", "/tmp/a.jsonl", 7), "no closing brace", '{"text": ')
-        >>> bad.as_dict()["kinds"]["broken_json"]
-        {'count': 1, 'examples': [{'file': 'a.jsonl', 'line': 7, 'detail': 'no closing brace'}], 'left_out': True}
+        >>> bad.as_dict()["kinds"]["broken_json"]["examples"]
+        [{'file': 'a.jsonl', 'line': 7, 'detail': 'no closing brace'}]
     """
 
     def __init__(self, policy: Policy, keep: Callable[[dict[str, Any]], None] | None = None) -> None:
@@ -102,7 +104,8 @@ class BadRows:
             entry.examples.append({"file": place.file, "line": place.line, "detail": detail})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the `bad_rows` part of the data report; `total` counts the rows left out, not those mended."""
+        """Return the `bad_rows` part of the data report; `total` counts the rows left out, not those
+        mended."""
         left_out = [k for k in self._kinds if k in get_args(BadKind)]
         return {
             "total": sum(self._kinds[kind].count for kind in left_out),

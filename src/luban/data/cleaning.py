@@ -22,8 +22,9 @@ _SNIPPET = 120
 _LEAD = 40
 LANGUAGES = ("en", "zh", "other")
 
-# Line breaks of other kinds become line feeds; what shows nothing or reorders what is shown goes: C0 and C1 but tab
-# and line feed, byte-order marks within a text, bidirectional overrides, and code points that are no characters.
+# Line breaks of other kinds become line feeds; what shows nothing or reorders what is shown goes: C0 and C1
+# but tab and line feed, byte-order marks within a text, bidirectional overrides, and code points that are no
+# characters.
 _BREAKS = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 _CONTROLS = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]"
@@ -109,7 +110,8 @@ def steps_of(recipe: CleanRecipe | None) -> dict[str, Effect]:
 
 
 class _Log:
-    """Counts of steps and their first examples; personal data never gets into an example when it is to be masked."""
+    """Counts of steps and their first examples; personal data never gets into an example when it is to be
+    masked."""
 
     def __init__(self, masked: bool) -> None:
         self.steps: dict[str, StepCount] = {}
@@ -183,7 +185,8 @@ def _masked(position: int, text: str, log: _Log) -> str:
 def _choose(
     recipe: CleanRecipe, kept: list[str | None], log: _Log
 ) -> tuple[list[str], NDArray[np.int64], list[Shingles]]:
-    """Run the steps that remove documents: put None in their place in `kept`, return what is known of the others."""
+    """Run the steps that remove documents: put None in their place in `kept`, return what is known of the
+    others."""
 
     def removed(step: str, position: int, reason: str) -> None:
         log.add(step, "removed", position, kept[position] or "", reason)
@@ -224,8 +227,9 @@ def _present(texts: Sequence[str | None]) -> list[tuple[int, str]]:
 def repetition(text: str) -> float:
     r"""Return how much of a text repeats itself, from 0 to 1: the greatest of three shares.
 
-    Lines that stood before, by characters; shingles of four words (of Chinese, four characters) that stood before; and
-    the most frequent shingle's repeats, by the words they cover. Rae et al. 2021 (Gopher) filter by such shares.
+    Lines that stood before, by characters; shingles of four words (of Chinese, four characters) that stood
+    before; and the most frequent shingle's repeats, by the words they cover. Rae et al. 2021 (Gopher) filter
+    by such shares.
 
     Example:
         >>> round(repetition("spam and eggs again\n" * 50), 2), repetition("Every word of this line is new.")

@@ -1,4 +1,4 @@
-"""Gathers the data report: what was read, left out, changed, and how it was split. No clock, so it is repeatable."""
+"""Gathers the data report: what was read, left out, changed, how it was split. It has no clock."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
 """Finds documents seen before: the same text, or nearly the same by MinHash.
 
-MinHash (Broder 1997, "On the resemblance and containment of documents") keeps of each document the least value of 128
-hash functions over its shingles; the share of equal values estimates the Jaccard similarity of two sets of shingles,
-with a standard error of at most 0.045. Candidates come from bands of the signature (locality-sensitive hashing, Indyk
-and Motwani 1998); each is then judged by the whole of it. Memory per document kept: about 500 bytes, its text never.
+MinHash (Broder 1997, "On the resemblance and containment of documents") keeps of each document the least
+value of 128 hash functions over its shingles; the share of equal values estimates the Jaccard similarity
+of two sets of shingles, with a standard error of at most 0.045. Candidates come from bands of the
+signature (locality-sensitive hashing, Indyk and Motwani 1998); each is then judged by the whole of it.
+Memory per document kept: about 500 bytes, its text never.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +31,8 @@ Digests = NDArray[np.uint64]
 
 
 def digest(text: str) -> bytes:
-    r"""Return 16 bytes that tell texts apart, white space aside: runs of it count as one space, at the ends as none.
+    r"""Return 16 bytes that tell texts apart, white space aside: runs of it count as one space, at the ends
+    as none.
 
     Example:
         >>> digest("to be,  or not\n") == digest(" to be, or not"), digest("to be") == digest("To be")
@@ -48,7 +51,8 @@ _FACTORS, _OFFSETS = _constants(b"factor") | np.uint32(1), _constants(b"offset")
 
 
 def signatures(count: int, blocks: Sequence[Shingles]) -> Signatures:
-    """Return the MinHash signatures of `count` texts from their shingles, (count, 128): 16 bits of each minimum."""
+    """Return the MinHash signatures of `count` texts from their shingles, (count, 128): 16 bits of each
+    minimum."""
     least = np.full((PERMUTATIONS, count), 0xFFFFFFFF, np.uint32)
     for block in blocks:
         hashes = (block.hashes >> np.uint64(32)).astype(np.uint32)
@@ -66,11 +70,12 @@ def signatures(count: int, blocks: Sequence[Shingles]) -> Signatures:
 
 
 def _runs(starts: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
-    """Cut shingles into runs that fit the cache: (first part, last part + 1, first shingle, last shingle + 1)."""
+    """Cut shingles into runs that fit the cache: (first part, last part + 1, first shingle, last shingle +
+    1)."""
     edges = [*range(0, int(starts[-1]), _BLOCK), int(starts[-1])]
     return [
         (int(np.searchsorted(starts, a, "right")) - 1, int(np.searchsorted(starts, b, "left")), a, b)
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
     ]
 
 
@@ -95,7 +100,8 @@ def _lower_short(
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
 ) -> None:
-    """The same for parts of few shingles, many parts at a time: those of like length are columns of one table."""
+    """The same for parts of few shingles, many parts at a time: those of like length are columns of one
+    table."""
     width = 1
     while width <= _SHORT:
         chosen = np.flatnonzero((lengths > width // 2) & (lengths <= width))
@@ -118,7 +124,8 @@ def _lower_row(row: NDArray[np.uint32], owners: NDArray[np.int64], minima: NDArr
 
 
 def rows_per_band(threshold: float) -> int:
-    """Return the longest band, of 1 to 64 values, that finds 95 % of the pairs exactly as similar as `threshold`.
+    """Return the longest band, of 1 to 64 values, that finds 95 % of the pairs exactly as similar as
+    `threshold`.
 
     Example:
         >>> rows_per_band(0.85), rows_per_band(0.5)
@@ -148,15 +155,15 @@ class Match:
 class DuplicateIndex:
     """Remembers kept documents by digest and signature and finds those that a new one is like.
 
-    Keys lie in sorted arrays that are merged as they grow, so memory is a few hundred bytes a document and a whole
-    batch is looked up at once.
+    Keys lie in sorted arrays that are merged as they grow, so memory is a few hundred bytes a document and a
+    whole batch is looked up at once.
 
     Arguments:
         threshold: the least estimated similarity that counts as nearly the same.
 
     Example:
         >>> from luban.data.words import analyse
-        >>> texts = ["to be or not to be that is", "something else that is here", "To be, or not to be: that is!"]
+        >>> texts = ["to be or not to be that is", "something else is here", "To be, or not to be: that is!"]
         >>> index = DuplicateIndex(0.85)
         >>> found = []
         >>> def keep(i, matches):
@@ -183,7 +190,8 @@ class DuplicateIndex:
         Arguments:
             digests: (documents, 2), see `pack_digests`.
             signatures: (documents, 128).
-            keep: gets the earlier kept documents like this one, the oldest first, at most 16 for each of its keys.
+            keep: gets the earlier kept documents like this one, the oldest first, at most 16 for each of its
+                keys.
         """
         keys = self._keys(digests, signatures)
         earlier, shared = self._earlier(keys), _shared(keys)
@@ -243,7 +251,8 @@ class DuplicateIndex:
         ]
 
     def _remember(self, keys: NDArray[np.uint64], first: int) -> None:
-        """Add the keys of newly kept documents as a level and merge levels of like size, the oldest number first."""
+        """Add the keys of newly kept documents as a level and merge levels of like size, the oldest number
+        first."""
         if not len(keys):
             return
         numbers = np.repeat(np.arange(first, first + len(keys), dtype=np.uint32), keys.shape[1])

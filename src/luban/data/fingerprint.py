@@ -37,7 +37,8 @@ class FilePrint:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Everything the bytes of prepared data depend on; where files lie and how many workers read them is no part."""
+    """Everything the bytes of prepared data depend on; where files lie and how many workers read them is no
+    part."""
 
     files: tuple[FilePrint, ...]
     settings: dict[str, Any]
@@ -95,7 +96,8 @@ def fingerprint_of(recipe: TextData, stop: Callable[[], None] = lambda: None) ->
     """Read the files that a recipe names and return the fingerprint their data would have; prepare nothing.
 
     Arguments:
-        recipe: the data section; where its source is a prepared folder, that folder's fingerprint is returned.
+        recipe: the data section; where its source is a prepared folder, that folder's fingerprint is
+            returned.
         stop: called often; may raise to stop.
 
     Raises:

@@ -1,7 +1,7 @@
 """Cuts a running text into passages whose ends depend on what stands there, not on how far in it stands.
 
-So text added in one place moves no passage elsewhere, and a passage stays on its side of the split. The idea is that
-of content-defined chunking (Muthitacharoen et al. 2001, "A Low-bandwidth Network File System").
+So text added in one place moves no passage elsewhere, and a passage stays on its side of the split. The idea
+is that of content-defined chunking (Muthitacharoen et al. 2001, "A Low-bandwidth Network File System").
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ class _Boundary:
 class Passages:
     r"""Collects lines and gives passages; put together, the passages are the text, to the character.
 
-    A passage of at least `least` characters ends at a blank line where a hash of the paragraph before it says so (one
-    in four). A passage that would pass `most` ends at the blank line, or else the line end, of the smallest hash so far,
-    and only where there is none in the midst of a line.
+    A passage of at least `least` characters ends at a blank line where a hash of the paragraph before it
+    says so (one in four). A passage that would pass `most` ends at the blank line, or else the line end, of
+    the smallest hash so far, and only where there is none in the midst of a line.
 
     Example:
         >>> passages = Passages(least=5, most=20)
-        >>> given = [p for line in ["one two\n", "\n", "three\n", "four five six seven\n"] for p in passages.feed(1, line)]
+        >>> lines = ["one two\n", "\n", "three\n", "four five six seven\n"]
+        >>> given = [p for number, line in enumerate(lines, 1) for p in passages.feed(number, line)]
         >>> given += passages.finish()
         >>> "".join(text for _, text in given)
         'one two\n\nthree\nfour five six seven\n'

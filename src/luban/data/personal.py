@@ -1,8 +1,8 @@
 """Masks personal data: e-mail addresses, telephone numbers, cards, Chinese identity numbers, IP addresses.
 
-Each kind is found by its form and then proved where a proof exists: cards by prefix and Luhn digit (ISO/IEC 7812),
-identity numbers by birthday and check character (GB 11643), addresses by `ipaddress`. Every pattern takes a bounded
-number of steps from any place, so time grows with the length of a text and with nothing else.
+Each kind is found by its form and then proved where a proof exists: cards by prefix and Luhn digit (ISO/IEC
+7812), identity numbers by birthday and check character (GB 11643), addresses by `ipaddress`. Every pattern
+takes a bounded number of steps from any place, so time grows with the length of a text and with nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ PATTERNS: dict[str, re.Pattern[str]] = {
     "identity": re.compile(_NOT_AFTER + r"[1-9][0-9]{16}[0-9Xx]" + _NOT_BEFORE),
     "card": re.compile(
         _NOT_AFTER
-        + r"(?:[2-6][0-9]{12,18}+|[2-6][0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,7}+|3[0-9]{3}([ -])[0-9]{6}\2[0-9]{5})"
+        + r"(?:[2-6][0-9]{12,18}+|[2-6][0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,7}+"
+        + r"|3[0-9]{3}([ -])[0-9]{6}\2[0-9]{5})"
         + _NOT_BEFORE
     ),
     "mobile": re.compile(
@@ -41,7 +42,8 @@ PATTERNS: dict[str, re.Pattern[str]] = {
         + _NOT_BEFORE
     ),
     "international": re.compile(
-        r"(?<![0-9A-Za-z_+])(?:\+|00)[1-9](?:[ .()-]{0,2}+[0-9]){6,14}+" + _NOT_BEFORE
+        r"(?<![0-9A-Za-z_+])(?:\+[1-9](?:[ .()-]{0,2}+[0-9]){6,14}+|00[1-9](?:[ .()-]{0,2}+[0-9]){9,14}+)"
+        + _NOT_BEFORE
     ),
     "american": re.compile(
         r"(?<![0-9A-Za-z_+])(?<![0-9][ .,:/-])(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}([.-]))"
@@ -161,7 +163,8 @@ class _Masker:
 
 
 def _is_identity(match: re.Match[str]) -> bool:
-    """Eighteen characters with a birthday that was one and the check character of GB 11643 (ISO 7064, mod 11-2)."""
+    """Eighteen characters with a birthday that was one and the check character of GB 11643 (ISO 7064, mod
+    11-2)."""
     number = match[0].upper()
     try:
         born = datetime.date(int(number[6:10]), int(number[10:12]), int(number[12:14]))
@@ -195,7 +198,8 @@ def _has_issuer(digits: str) -> bool:
 
 
 def _is_ip4(match: re.Match[str]) -> bool:
-    """An address, not a version or a numbered section: some part is at least 10 and no such word stands before."""
+    """An address, not a version or a numbered section: some part is at least 10 and no such word stands
+    before."""
     parts = match[0].split(".")
     if any(int(p) > 255 or (len(p) > 1 and p[0] == "0") for p in parts) or max(map(int, parts)) < 10:
         return False

@@ -57,7 +57,7 @@ def _passages(reader: FileRows, stream: io.BufferedReader) -> Iterator[Row]:
     passages = Passages()
     start, text, continues = 0, "", False
     for number, more in _cut(reader, stream, passages):
-        if text.strip() and more.strip() or len(text) > _MOST_BLANK:
+        if (text.strip() and more.strip()) or len(text) > _MOST_BLANK:
             yield Row(text, reader.file.name, start, continues)
             start, text, continues = number, more, True
         else:

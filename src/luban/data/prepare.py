@@ -65,14 +65,16 @@ def prepare(
 ) -> Prepared:
     """Read, clean, split and tokenize what a recipe names, into `folder`.
 
-    Memory stays bounded whatever the size: per document kept about 500 bytes, its text on the disk. The same files and
-    settings give the same bytes, whatever the number of workers. A source that is a prepared folder is opened as it is.
+    Memory stays bounded whatever the size: per document kept about 500 bytes, its text on the disk. The same
+    files and settings give the same bytes, whatever the number of workers. A source that is a prepared
+    folder is opened as it is.
 
     Arguments:
         recipe: the data section.
         folder: appears whole or not at all; one that stands there is replaced.
         stop: called often; what it raises ends the work and leaves nothing behind.
-        progress: told the stage (`hashing`, `reading`, `tokenizer`, `tokens`) and the share of it that is done.
+        progress: told the stage (`hashing`, `reading`, `tokenizer`, `tokens`) and the share of it that is
+            done.
         fs: the durable file operations.
 
     Raises:
@@ -137,7 +139,8 @@ class _Preparation:
         return lambda fraction: self._progress(stage, fraction)
 
     def _keep(self, quarantine: BinaryIO) -> Callable[[dict[str, Any]], None]:
-        """Return what writes a bad row to the quarantine, without personal data where that is to be masked."""
+        """Return what writes a bad row to the quarantine, without personal data where that is to be
+        masked."""
         masked = self._recipe.clean is not None and self._recipe.clean.mask_personal
 
         def keep(row: dict[str, Any]) -> None:
@@ -149,7 +152,8 @@ class _Preparation:
         return keep
 
     def _tokenizer(self, spill: Spill, sides: _Sides) -> Tokenizer:
-        """Train the tokenizer on the training side, or read the one the recipe names; put it into the folder."""
+        """Train the tokenizer on the training side, or read the one the recipe names; put it into the
+        folder."""
         recipe = self._recipe
         if recipe.tokenizer in ("bpe", "char"):
             texts = _Texts(
@@ -170,7 +174,8 @@ class _Preparation:
     def _write_tokens(
         self, spill: Spill, sides: _Sides, tokenizer: Tokenizer
     ) -> tuple[dict[str, dict[str, int]], int, dict[int, str]]:
-        """Encode every document; return totals per side, unknown tokens, and the texts that the overlap shows."""
+        """Encode every document; return totals per side, unknown tokens, and the texts that the overlap
+        shows."""
         writers = {
             split: _Documents(
                 ShardWriter(
@@ -195,7 +200,8 @@ class _Preparation:
 
 
 class _Texts:
-    """Texts on their way into the tokenizers library, which gives what they raise another name; this gives it back."""
+    """Texts on their way into the tokenizers library, which gives what they raise another name; this gives
+    it back."""
 
     def __init__(self, texts: Iterator[str]) -> None:
         self._texts = texts
@@ -272,7 +278,8 @@ class _Sides:
         self.to_show = {number for pair in self._pairs for number in pair}
 
     def cut(self, number: int, batch: list[str]) -> Iterator[tuple[str, int, str]]:
-        """Yield (side, number of the document, text) for documents from `number` on; the tail's first may be cut."""
+        """Yield (side, number of the document, text) for documents from `number` on; the tail's first may be
+        cut."""
         for offset, text in enumerate(batch):
             document = number + offset
             if not self.as_stream:

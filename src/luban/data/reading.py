@@ -28,8 +28,10 @@ def read_rows(
 ) -> Iterator[Row]:
     """Read `files` in order, holding at most one row (of a plain text, one passage) in memory.
 
-    A row of a table (.jsonl, .csv, .tsv, .parquet, a saved dataset) is a document. Of plain text, `document` says what
-    is one: each `line`, the whole `file`, or each `passage`, as `luban.data.passages` cuts them. `auto` means passages;
+    A row of a table (.jsonl, .csv, .tsv, .parquet, a saved dataset) is a document. Of plain text, `document`
+    says what
+    is one: each `line`, the whole `file`, or each `passage`, as `luban.data.passages` cuts them. `auto`
+        means passages;
     only where a source has at least 16 plain-text files, those of at most 256 KiB are documents whole.
 
     Arguments:
@@ -39,7 +41,8 @@ def read_rows(
         seen: told how many bytes were read from the disk, for progress.
 
     Raises:
-        DataError: when a file cannot be read or has no such column, or at a bad row where the policy is `error`.
+        DataError: when a file cannot be read or has no such column, or at a bad row where the policy is
+        `error`.
     """
     many = document == "auto" and sum(file.format == "text" for file in files) >= MANY_FILES
     policy: Literal["file", "passage", "line"] = "passage" if document == "auto" else document

@@ -24,7 +24,8 @@ from luban.errors import DataError
 from luban.recipe import TextData
 
 SIMILAR = 0.85
-"""Two documents of the two sides count as nearly the same from here on, where the recipe names no threshold."""
+"""Two documents of the two sides count as nearly the same from here on, where the recipe names no
+threshold."""
 
 _MANY_BYTES = 16_000_000
 _EXAMPLES = 5
@@ -157,7 +158,8 @@ class Sifter:
         self.index.add(batch.digests, batch.signatures, keep)
 
     def _is_duplicate(self, origin: _Origin, text: str, matches: list[Match]) -> bool:
-        """Count a document that repeats one of its own source; one of the other source is overlap, and stays."""
+        """Count a document that repeats one of its own source; one of the other source is overlap, and
+        stays."""
         own = [match for match in matches if self.groups[match.number] == origin.group]
         exact = next((match for match in own if match.exact), None)
         if self._exact and exact is not None:
@@ -187,7 +189,8 @@ class Sifter:
         self._places.extend((len(self._names) - 1, row.line))
 
     def overlap(self, held_out: NDArray[np.bool_]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-        """Return how many held-out documents stand in the training side too, and pairs (held out, trained) to show.
+        """Return how many held-out documents stand in the training side too, and pairs (held out, trained)
+        to show.
 
         Arguments:
             held_out: for each kept document, (documents,).

@@ -55,9 +55,10 @@ class SourceFile:
 def find_files(source: str | Sequence[str]) -> list[SourceFile]:
     """Return the files that `data.source` means, in a fixed order.
 
-    A source is a file, a folder (walked in sorted order; hidden files, READMEs and licences are passed over), a glob,
-    a saved Hugging Face `datasets` folder, `builtin:NAME` for text that comes with the package, or a list of these.
-    In a folder only files of known formats count; a file named outright may have any suffix if it holds text.
+    A source is a file, a folder (walked in sorted order; hidden files, READMEs and licences are passed
+    over), a glob, a saved Hugging Face `datasets` folder, `builtin:NAME` for text that comes with the
+    package, or a list of these. In a folder only files of known formats count; a file named outright may
+    have any suffix if it holds text.
 
     Raises:
         InputError: when a source does not exist or holds no file that can be read.
@@ -95,7 +96,7 @@ def _one_source(source: str, *, within_list: bool) -> list[SourceFile]:
         return _in_folder(path, source, prefix=within_list)
     if glob.has_magic(source):
         root = _root_of_glob(path)
-        matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
         if files := [_file(p, p.relative_to(root).as_posix()) for p in matches if p.is_file()]:
             return files
         raise InputError("no file matches the glob", received=source, fix=f"look at what is in {root}")
@@ -200,8 +201,8 @@ class CorruptStream(Exception):  # noqa: N818
 def open_bytes(file: SourceFile, seen: Callable[[int], None] = lambda _: None) -> io.BufferedReader:
     """Open the decompressed bytes of `file`; `seen` is told how many bytes were read from the disk.
 
-    Reading raises `CorruptStream` where the compressed bytes are cut or altered. Memory stays bounded whatever the
-    file's size and however well it was compressed.
+    Reading raises `CorruptStream` where the compressed bytes are cut or altered. Memory stays bounded
+    whatever the file's size and however well it was compressed.
     """
     try:
         raw = file.path.open("rb", buffering=0)
@@ -246,7 +247,8 @@ class _Bytes(io.RawIOBase):
 
 
 class _Gzip:
-    """Gzip members one after another; the end of the file within one is an error, zeros after the last are not."""
+    """Gzip members one after another; the end of the file within one is an error, zeros after the last are
+    not."""
 
     def __init__(self) -> None:
         self._member = zlib.decompressobj(wbits=31)
@@ -278,7 +280,8 @@ class _Gzip:
 
 
 class _Zstandard:
-    """Zstandard frames one after another, fed in pieces so small that no piece can unfold into much memory."""
+    """Zstandard frames one after another, fed in pieces so small that no piece can unfold into much
+    memory."""
 
     _FEED_BYTES = 256
 

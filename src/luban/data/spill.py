@@ -1,4 +1,4 @@
-"""Documents between the two passes, on the disk: what is kept goes in once and comes out in order, as often as needed."""
+"""Documents between the two passes, on the disk: in once, out in order as often as needed."""
 
 from __future__ import annotations
 

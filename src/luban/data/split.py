@@ -1,4 +1,4 @@
-"""Which documents are held out: by a hash of the text, so that added data moves no document, or the tail of a stream."""
+"""Which documents are held out: by a hash of the text, so that added data moves none, or the tail."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def draw(digest: bytes, seed: int) -> float:
 class DocumentSplit:
     """Holds out the documents whose draw lies below `fraction`.
 
-    Where that would leave a side empty, the document of the smallest draw is held out all the same, or that of the
-    greatest kept for training; its exact copies go with it. So two different documents are enough.
+    Where that would leave a side empty, the document of the smallest draw is held out all the same, or that
+    of the greatest kept for training; its exact copies go with it. So two different documents are enough.
 
     Example:
         >>> split = DocumentSplit(fraction=0.001, seed=0)
@@ -60,20 +60,20 @@ class DocumentSplit:
             self.forced = True
             held_out = draws != draws.max() if held_out.all() else draws == draws.min()
         if held_out.all() or not held_out.any():
+            alike = ", all with the same text" if len(draws) > 1 else ""
             raise DataError(
                 "one document cannot be split by documents",
-                received=f"{len(draws)} document(s), all with the same text"
-                if len(draws) > 1
-                else "1 document",
-                fix="set data.split=tail to hold out the end of the text, or name other files in data.validation",
+                received=f"documents: {len(draws)}{alike}",
+                fix="set data.split=tail to hold out the end of the text, or name files in data.validation",
             )
         return held_out
 
 
 def tail_cut(characters: int, fraction: float) -> int:
-    """Return how many characters come before the held-out tail: `int(characters * (1 - fraction))`, as nanoGPT cuts.
+    """Return how many characters come before the held-out tail: `int(characters * (1 - fraction))`.
 
-    `1 - fraction` is taken in decimal, so that 0.1 leaves 0.9 and not a neighbour of it.
+    This is where nanoGPT cuts. `1 - fraction` is taken in decimal, so that 0.1 leaves 0.9 and not a neighbour
+    of it.
 
     Raises:
         DataError: a side would be empty.

@@ -200,7 +200,8 @@ def _arrow(reader: FileRows) -> Iterator[Row]:
 
 
 def _column_rows(reader: FileRows, column: Any) -> Iterator[Row]:
-    """Yield the rows of an Arrow column; text is decoded here, row by row, so that one bad row is one bad row."""
+    """Yield the rows of an Arrow column; text is decoded here, row by row, so that one bad row is one bad
+    row."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):

@@ -1,7 +1,7 @@
-"""What text is made of: kinds of characters, words, and shingles of words as hashes, by whole arrays at a time.
+"""What text is made of: kinds of characters, words, and shingles of words as hashes, whole arrays at a time.
 
-A word is a run of letters and digits, but each Chinese character and each kana is a word of its own. So a shingle of
-four words is four English words or four Chinese characters, and one measure serves both.
+A word is a run of letters and digits, but each Chinese character and each kana is a word of its own. So a
+shingle of four words is four English words or four Chinese characters, and one measure serves both.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Counts:
     kinds: NDArray[np.int64]
 
     def languages(self) -> NDArray[np.int64]:
-        """Return letters per text by script, (texts, 3): Latin without accents (en), Chinese (zh), all others."""
+        """Return letters per text by script, (texts, 3): Latin without accents (en), Chinese (zh), all
+        others."""
         k = self.kinds
         return np.stack([k[:, LATIN], k[:, HAN], k[:, LETTER] + k[:, KANA]], axis=1)
 
@@ -88,7 +89,8 @@ class Shingles:
 
 
 def analyse(texts: Sequence[str]) -> tuple[Counts, list[Shingles]]:
-    """Count characters by kind and hash the shingles of `texts`; memory is bounded by blocks of 256 Ki characters.
+    """Count characters by kind and hash the shingles of `texts`; memory is bounded by blocks of 256 Ki
+    characters.
 
     Upper and lower case count as the same; punctuation and white space only part words.
     """
@@ -137,7 +139,8 @@ def _block(parts: Sequence[tuple[int, str]], counts: NDArray[np.int64]) -> Shing
 
 
 def _words(codes: NDArray[np.intp], kinds: NDArray[np.uint8]) -> tuple[Words, NDArray[np.intp]]:
-    """Return the hash of each word, over its letters and where in the word they stand, and the position it starts at."""
+    """Return the hash of each word, over its letters and where in the word they stand, and the position it
+    starts at."""
     in_word, alone = _IN_WORD.take(kinds), _ALONE.take(kinds)
     begins = in_word.copy()
     begins[1:] &= ~in_word[:-1]

@@ -1,7 +1,7 @@
 """Cleans batches in several processes; the results come in order and do not depend on how many there are.
 
-Each worker is a fresh Python that reads batches from its standard input and ends when that closes, so none outlives the
-process that started it, however that one ends.
+Each worker is a fresh Python that reads batches from its standard input and ends when that closes, so none
+outlives the process that started it, however that one ends.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def cores() -> int:
 def clean_in_order(
     recipe: CleanRecipe | None, batches: Iterable[tuple[T, Sequence[str]]], workers: int
 ) -> Iterator[tuple[T, CleanedBatch]]:
-    """Clean batches of texts, each with something of the caller's that goes along, and give them back in order.
+    """Clean batches of texts, each with something of the caller's that goes along, and give them back in
+    order.
 
     Arguments:
         recipe: the steps; None changes nothing and only measures.
@@ -154,6 +155,7 @@ def _work(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    # The terminal sends an interrupt to every process of the command; the one that started us decides what it means.
+    # The terminal sends an interrupt to every process of the command; the one that started us decides what
+    # it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _work(sys.stdin.buffer, sys.stdout.buffer)

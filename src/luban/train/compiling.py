@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from luban.errors import Stopped
+
 SECONDS_TO_COMPILE = 60.0
 """What compiling forward and backward of a decoder took on two cores (benchmarks/LOG.md)."""
 SHARE_SAVED = 0.15
@@ -61,6 +63,8 @@ class Compiling:
                 region.compile()
             trial()
         except Exception as error:
+            if stopped := _stop_behind(error):
+                raise stopped from None
             # Whatever a compiler raises, the run can go on without it; an error of the model comes again.
             self._give_up((str(error).strip() or type(error).__name__).splitlines()[0][:200])
 
@@ -89,6 +93,13 @@ class Compiling:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over the choice of the run that goes on."""
         self._wanted = bool(state["on"])
+
+
+def _stop_behind(error: BaseException | None) -> Stopped | None:
+    """Return the `Stopped` that a signal raised within the compiler, which wraps whatever it meets."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def regions(model: nn.Module) -> list[nn.Module]:

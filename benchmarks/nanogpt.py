@@ -1,0 +1,95 @@
+"""Characters of Shakespeare: nanoGPT's CPU quickstart beside `luban train shakespeare-char`, interleaved, seed by seed.
+
+Usage:
+    git clone https://github.com/karpathy/nanoGPT
+    python benchmarks/nanogpt.py --nanogpt nanoGPT --text input.txt --seeds 3
+
+nanoGPT runs as its README says for a CPU (4 layers, 128 wide, length 64, batch 12, 2,000 steps) and prints its loss on
+random windows of the last tenth of the text. luban trains for the same wall-clock time that nanoGPT's training took and
+is measured on all of that tenth. Needs `requests` and `numpy` for nanoGPT's own scripts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+QUICKSTART = (
+    "--device=cpu --compile=False --eval_iters=200 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 "
+    "--n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0 --eval_interval=2000"
+).split()
+RESULTS = Path(__file__).parent / "results" / "nanogpt.json"
+
+
+def nanogpt(folder: Path, seed: int) -> dict[str, float]:
+    """Run nanoGPT's quickstart; returns the loss it prints, and the seconds of training without its evaluations."""
+    script = (folder / "train.py").read_text()
+    (folder / "train_seeded.py").write_text(script.replace("torch.manual_seed(1337", f"torch.manual_seed({1337 + seed}"))
+    command = [sys.executable, "-u", "train_seeded.py", "config/train_shakespeare_char.py", *QUICKSTART]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = last = loss = 0.0
+    for line in process.stdout:
+        if line.startswith("iter 0:"):
+            first = time.monotonic()
+        if line.startswith("iter 1900:"):
+            last = time.monotonic()
+        if match := re.match(r"step 2000: .*val loss ([\d.]+)", line):
+            loss = float(match[1])
+    assert process.wait() == 0
+    return {"loss": loss, "seconds": (last - first) * 2000 / 1900, "tokens": 12 * 64 * 2000}
+
+
+def luban(text: Path, seed: int, seconds: float, out: Path) -> dict[str, float]:
+    """Train for so many seconds; returns the loss over all of the held-out tenth."""
+    command = [sys.executable, "-m", "luban", "train", "shakespeare-char", f"data.source={text}", f"train.minutes={seconds / 60}",
+               f"train.seed={seed}", "--out", str(out), "--json"]  # fmt: skip
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    return {"loss": result["primary"]["value"], "seconds": result["seconds"], "tokens": result["tokens"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nanogpt", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, help="luban's time; as long as nanoGPT took when left out")
+    asked = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        clone = Path(scratch) / "nanoGPT"
+        shutil.copytree(asked.nanogpt, clone, ignore=shutil.ignore_patterns(".git"))
+        data = clone / "data" / "shakespeare_char"
+        shutil.copy(asked.text, data / "input.txt")
+        subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True)
+        for seed in range(asked.seeds):
+            theirs = nanogpt(clone, seed)
+            ours = luban(asked.text.resolve(), seed, asked.seconds or theirs["seconds"], Path(scratch) / f"run-{seed}")
+            rows.append({"seed": seed, "nanogpt": theirs, "luban": ours})
+            print(json.dumps(rows[-1]), flush=True)
+    summary = {
+        name: {
+            "loss": statistics.median(row[name]["loss"] for row in rows),
+            "spread": [min(row[name]["loss"] for row in rows), max(row[name]["loss"] for row in rows)],
+            "seconds": statistics.median(row[name]["seconds"] for row in rows),
+            "tokens_per_second": statistics.median(row[name]["tokens"] / row[name]["seconds"] for row in rows),
+        }
+        for name in ("nanogpt", "luban")
+    }
+    RESULTS.write_text(json.dumps({"cores": os.cpu_count(), "summary": summary, "rows": rows}, indent=2) + "\n")
+    for name, figures in summary.items():
+        print(f"{name:8}  loss {figures['loss']:.4f}  {figures['seconds']:.0f} s  {figures['tokens_per_second']:,.0f} tokens/s")
+
+
+if __name__ == "__main__":
+    main()

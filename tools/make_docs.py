@@ -1,0 +1,225 @@
+"""Writes docs/recipes.md from the code: the recipe's fields, the shipped recipes, the verbs' options.
+
+Run it (`make docs`) after a change of luban/recipe.py, luban/cli.py or a shipped recipe. A test compares the
+page with what this script would write.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic.fields import FieldInfo
+
+from luban.cli import luban
+from luban.recipe import Interval, LanguageModelRecipe, Section
+from luban.recipe_reader import shipped
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
+SECTIONS = (
+    ("The whole", LanguageModelRecipe, ""),
+    ("data", LanguageModelRecipe, "data"),
+    ("data.clean", LanguageModelRecipe, "data.clean"),
+    ("model", LanguageModelRecipe, "model"),
+    ("model.rope_scaling", LanguageModelRecipe, "model.rope_scaling"),
+    ("train", LanguageModelRecipe, "train"),
+    ("evaluate", LanguageModelRecipe, "evaluate"),
+    ("about", LanguageModelRecipe, "about"),
+)
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+
+INTRODUCTION = """\
+# Recipes and verbs
+
+<!-- Written by tools/make_docs.py; `make docs` writes it again. -->
+
+A recipe is one YAML file that says what to do. Its keys are the same in YAML, on the command line
+(`train.minutes=10`) and in Python (`luban.train("text", "train.minutes=10")`). What a recipe leaves out
+takes the default below.
+
+```yaml
+task: language-model
+data:
+  source: notes/
+  vocab_size: 4096
+model:
+  layers: 6
+  width: 256
+  heads: 4
+train:
+  minutes: 10
+```
+
+- Exactly one budget is given: `train.minutes`, `train.tokens` or `train.steps`. A budget on the command line
+  takes the place of the recipe's own.
+- On the command line a value is read as YAML: `data.source='[a.txt, b.txt]'`, `train.clip=null`,
+  `train.learning_rate=1e-3`.
+- An unknown key or a wrong value ends with exit code 2 and says where it stands, what was received, what is
+  allowed and the nearest known key.
+- A recipe is data: aliases and tags of YAML are refused, and reading one runs no code.
+- The resolved recipe, with the defaults written out, is `recipe.json` of the run folder.
+"""
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [INTRODUCTION, *_shipped(), "## Keys\n"]
+    for title, schema, path in SECTIONS:
+        parts.append(_section(title, _follow(schema, path)))
+    parts.append("## Verbs\n")
+    parts += [_verb(name, command) for name, command in luban.commands.items()]
+    return "\n".join(parts)
+
+
+def _shipped() -> Iterator[str]:
+    yield "## Shipped recipes\n"
+    rows = [(f"`{name}`", about.makes, about.data, about.time) for name, about in shipped().items()]
+    yield _table(("name", "makes", "from", "in"), rows)
+
+
+def _follow(schema: type[Section], path: str) -> type[Section]:
+    """Return the section at a dotted path."""
+    for name in filter(None, path.split(".")):
+        schema = next(o for o in _options(schema.model_fields[name].annotation) if _is_section(o))
+    return schema
+
+
+def _section(title: str, schema: type[Section]) -> str:
+    rows = [
+        (f"`{name}`", _type(field), _default(field), _one_line(field.description or ""))
+        for name, field in schema.model_fields.items()
+    ]
+    about = _one_line((inspect.getdoc(schema) or "").partition("\n\n")[0])
+    heading = title if " " in title else f"`{title}`"
+    return f"### {heading}\n\n{about}\n\n" + _table(("key", "type", "default", "meaning"), rows)
+
+
+def _type(field: FieldInfo) -> str:
+    """Say in words what a field takes, with its bounds."""
+    bounds = _bounds(field.metadata)
+    words = [_words(option, bounds) for option in _options(field.annotation)]
+    return " or ".join(words)
+
+
+def _words(option: Any, bounds: str) -> str:
+    if typing.get_origin(option) is typing.Annotated:
+        inner, *metadata = typing.get_args(option)
+        return _words(inner, _bounds(metadata) or bounds)
+    origin, inside = typing.get_origin(option), typing.get_args(option)
+    if option is type(None):
+        return "null"
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in inside)
+    if origin is list:
+        return f"list of {_words(inside[0], '')}"
+    if origin is tuple:
+        return f"list of {len(inside)}: {_words(inside[0], '')}"
+    if option is Interval:
+        return "steps or a time"
+    if _is_section(option):
+        return "section"
+    return _WORDS[option] + bounds
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def _is_section(option: Any) -> bool:
+    return isinstance(option, type) and issubclass(option, Section)
+
+
+def _bounds(metadata: Any) -> str:
+    """Write the bounds among a field's metadata, which pydantic keeps as objects with ge, gt, le, lt."""
+    found: dict[str, Any] = {}
+    for item in metadata:
+        for entry in getattr(item, "metadata", [item]):
+            found |= {n: getattr(entry, n) for n in ("ge", "gt", "le", "lt") if hasattr(entry, n)}
+    found = {name: value for name, value in found.items() if value is not None}
+    if "ge" in found and "le" in found:
+        return f" from {found['ge']:g} to {found['le']:g}"
+    signs = {"gt": "above", "ge": "from", "lt": "below", "le": "up to"}
+    words = [f"{sign} {found[name]:g}" for name, sign in signs.items() if name in found]
+    return f" {', '.join(words)}" if words else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, Section):
+        return "its own defaults"
+    return f"`{json.dumps(str(value) if isinstance(value, Interval) else value, ensure_ascii=False)}`"
+
+
+def _verb(name: str, command: click.Command) -> str:
+    """Describe a verb: what it does, its arguments, its options."""
+    text = inspect.cleandoc(command.help or "")
+    lines = [line for line in text.splitlines() if line != "\b"]
+    about: list[str] = []
+    examples: list[str] = []
+    for line in lines:
+        (examples if line.startswith("  ") else about).append(line.strip())
+    arguments = [_metavar(p) for p in command.params if isinstance(p, click.Argument)]
+    usage = " ".join(["luban", name, "[OPTIONS]", *arguments])
+    summary = _one_line(" ".join(line for line in about if line != "Examples:"))
+    shown = "\n".join(examples)
+    code = f"```sh\n{shown}\n```\n\n" if examples else ""
+    options = [
+        (f"`{' '.join([*p.opts, *_value_of(p)])}`", _option_default(p), _help(p))
+        for p in command.params
+        if isinstance(p, click.Option)
+    ]
+    return f"### `{usage}`\n\n{summary}\n\n{code}" + _table(("option", "default", "meaning"), options)
+
+
+def _metavar(argument: click.Argument) -> str:
+    metavar = argument.metavar or str(argument.name).upper()
+    return metavar if argument.required or metavar.startswith("[") else f"[{metavar}]"
+
+
+def _value_of(option: click.Option) -> list[str]:
+    if option.is_flag:
+        return []
+    if isinstance(option.type, click.Choice):
+        return ["|".join(option.type.choices)]
+    return [option.metavar or option.type.name.split(" ")[0].upper()]
+
+
+def _option_default(option: click.Option) -> str:
+    value = option.default if option.show_default else None
+    return f"`{value}`" if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def _help(option: click.Option) -> str:
+    text = _one_line(option.help or "")
+    kind = option.type
+    if isinstance(kind, click.IntRange | click.FloatRange):
+        bounds: Mapping[str, Any] = {
+            "gt" if kind.min_open else "ge": kind.min,
+            "lt" if kind.max_open else "le": kind.max,
+        }
+        span = _bounds([types.SimpleNamespace(**bounds)]).strip()
+        text = f"{text} A number {span}." if span else text
+    return text.strip()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    escaped = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
