@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.machine import device_name, set_threads
-from luban.train.muon import DEFAULT, JORDAN, POLAR_EXPRESS, Coefficients, Muon, orthogonalise
+from luban.training.muon import DEFAULT, JORDAN, POLAR_EXPRESS, Coefficients, Muon, orthogonalise
 
 MODELS = {"0.8M": (4, 128, 344, 65), "10.7M": (6, 384, 1024, 65)}
 Step = Callable[[], object]

@@ -23,7 +23,5 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from luban import verbs
 
-        for verb in __all__[1:]:
-            globals()[verb] = getattr(verbs, verb)
-        return globals()[name]
+        return getattr(verbs, name)
     raise AttributeError(f"module 'luban' has no attribute {name!r}")

@@ -328,7 +328,7 @@ def report(run: str, as_json: bool) -> None:
     from pathlib import Path
 
     from luban.errors import InputError
-    from luban.evaluate.report import write_report
+    from luban.evaluation.report import write_report
     from luban.run import run_of
 
     if run_of(Path(run)) is None:

@@ -265,8 +265,6 @@ class TrainRecipe(Section):
     """`auto` takes bfloat16 only where it is measured 1.25 times as fast as float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """`auto` compiles where the budget is long enough to win back twice the time that compiling takes."""
-    average: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Has no effect in this version: no average of the weights is made."""
     patience: Positive | None = None
     """Stop after so many evaluations in a row without a better primary figure, and keep the best model; null
     never stops."""

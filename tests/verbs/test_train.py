@@ -21,7 +21,7 @@ from luban.durable import FileSystem, sha256
 from luban.errors import InputError, LubanError, RecipeError, Stopped, StorageError
 from luban.signals import StopRequest
 from luban.tensors import read_safetensors
-from luban.train.faults import POINTS, Faults
+from luban.training.faults import POINTS, Faults
 from luban.verbs.train import Tools, train
 
 SAME = ("model/model.safetensors", "metrics.jsonl", "samples.jsonl", "evaluation.json")

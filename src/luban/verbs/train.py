@@ -17,7 +17,7 @@ from luban import tasks
 from luban.console import Show, duration, short
 from luban.durable import read_json, write_json
 from luban.errors import InputError, LubanError, Stopped
-from luban.evaluate.report import write_report
+from luban.evaluation.report import write_report
 from luban.machine import MachineReport, peak_rss_bytes, probe, set_threads
 from luban.model_folder import LoadedModel, load_model, save_model
 from luban.recipe import LanguageModelRecipe, Recipe
@@ -25,11 +25,11 @@ from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
 from luban.tasks.base import Evaluation, Task
-from luban.train.checkpoints import Checkpoint, Checkpoints
-from luban.train.compiling import Compiling, pays
-from luban.train.faults import NO_FAULTS, Faults
-from luban.train.loop import Loop, Progress
-from luban.train.parallel import Plan, plan_from_environment
+from luban.training.checkpoints import Checkpoint, Checkpoints
+from luban.training.compiling import Compiling, pays
+from luban.training.faults import NO_FAULTS, Faults
+from luban.training.loop import Loop, Progress
+from luban.training.parallel import Plan, plan_from_environment
 from luban.verbs.card import model_card
 from luban.verbs.load import model_folder_of
 from luban.verbs.records import RunRecord, SilentRecord

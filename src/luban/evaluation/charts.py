@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from luban.catalogue import Both
-from luban.evaluate import formats
+from luban.evaluation import formats
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

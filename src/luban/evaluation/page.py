@@ -20,9 +20,9 @@ from markupsafe import Markup, escape
 
 from luban import catalogue
 from luban.catalogue import Both
-from luban.evaluate import charts
+from luban.evaluation import charts
 
-_FILES = resources.files("luban") / "evaluate"
+_FILES = resources.files("luban") / "evaluation"
 _LANG = {"en": "en", "zh": "zh-CN"}
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 _CONTROLS[0x0D] = ""

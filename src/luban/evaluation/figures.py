@@ -8,8 +8,8 @@ import numpy as np
 
 from luban import catalogue
 from luban.catalogue import Both, both
-from luban.evaluate import formats, page
-from luban.evaluate.records import Floats, JsonObject, RunRecords, mapping, real, words
+from luban.evaluation import formats, page
+from luban.evaluation.records import Floats, JsonObject, RunRecords, mapping, real, words
 
 
 def median(values: Floats) -> float | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.errors import Stopped
-from luban.train.compiling import Compiling, regions
+from luban.training.compiling import Compiling, regions
 
 
 class Stack(nn.Module):

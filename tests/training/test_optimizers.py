@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from luban.errors import CheckpointError, InputError
 from luban.recipe import TrainRecipe
 from luban.tensors import read_safetensors, write_safetensors
-from luban.train.muon import Muon
-from luban.train.optimizers import Optimizer, build_optimizer
+from luban.training.muon import Muon
+from luban.training.optimizers import Optimizer, build_optimizer
 
 KINDS = ["sgd", "rmsprop", "adam", "adamw", "muon"]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from luban.train.parallel import Alone, plan_from_environment
+from luban.training.parallel import Alone, plan_from_environment
 
 RANK = """
 import json
@@ -20,7 +20,7 @@ import sys
 import torch
 from torch import nn
 
-from luban.train.parallel import plan_from_environment
+from luban.training.parallel import plan_from_environment
 
 plan = plan_from_environment()
 torch.manual_seed(plan.rank)

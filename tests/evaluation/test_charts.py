@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luban.evaluate import charts, formats
-from luban.evaluate.charts import Line, Scale, extremes, line_chart, nice_ticks, scale, share_bar, smooth
+from luban.evaluation import charts, formats
+from luban.evaluation.charts import Line, Scale, extremes, line_chart, nice_ticks, scale, share_bar, smooth
 
 FINITE = st.floats(-1e12, 1e12, allow_nan=False)
 ANY = st.floats(allow_nan=True, allow_infinity=True)

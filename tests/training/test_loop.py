@@ -17,11 +17,11 @@ from luban.durable import sha256
 from luban.errors import NonFiniteError, Stopped
 from luban.recipe import TrainRecipe
 from luban.signals import StopRequest
-from luban.train.checkpoints import Checkpoints
-from luban.train.compiling import Compiling
-from luban.train.faults import Faults
-from luban.train.loop import Loop, Progress
-from luban.train.parallel import Alone
+from luban.training.checkpoints import Checkpoints
+from luban.training.compiling import Compiling
+from luban.training.faults import Faults
+from luban.training.loop import Loop, Progress
+from luban.training.parallel import Alone
 
 ROWS, FEATURES = 24, 6
 

@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from luban import catalogue
 from luban.catalogue import both
-from luban.evaluate import formats, page
-from luban.evaluate.charts import share_bar
-from luban.evaluate.records import JsonObject, mapping, objects, real, words
+from luban.evaluation import formats, page
+from luban.evaluation.charts import share_bar
+from luban.evaluation.records import JsonObject, mapping, objects, real, words
 
 MAX_FILES = 12
 MAX_STEPS = 40

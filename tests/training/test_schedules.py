@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luban.recipe import TrainRecipe
-from luban.train.schedules import Budget, Schedule
+from luban.training.schedules import Budget, Schedule
 
 fractions = st.just(0.0) | st.floats(1e-6, 1.0)
 recipes = st.builds(

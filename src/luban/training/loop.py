@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from luban.errors import NonFiniteError, Stopped
 from luban.recipe import Interval, TrainRecipe
 from luban.signals import StopRequest
-from luban.train.checkpoints import Checkpoint, Checkpoints
-from luban.train.compiling import Compiling
-from luban.train.faults import NO_FAULTS, Faults
-from luban.train.optimizers import Optimizer, build_optimizer
-from luban.train.parallel import Plan
-from luban.train.schedules import Budget, Schedule
+from luban.training.checkpoints import Checkpoint, Checkpoints
+from luban.training.compiling import Compiling
+from luban.training.faults import NO_FAULTS, Faults
+from luban.training.optimizers import Optimizer, build_optimizer
+from luban.training.parallel import Plan
+from luban.training.schedules import Budget, Schedule
 
 EVALUATIONS = 10
 

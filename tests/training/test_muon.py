@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from luban.train.muon import DEFAULT, JORDAN, POLAR_EXPRESS, Coefficients, Muon, orthogonalise
+from luban.training.muon import DEFAULT, JORDAN, POLAR_EXPRESS, Coefficients, Muon, orthogonalise
 
 SHAPES = [(16, 16), (16, 20), (20, 16), (12, 40), (40, 12), (1, 7), (7, 1)]
 

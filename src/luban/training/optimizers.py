@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from luban.errors import CheckpointError, InputError
 from luban.recipe import TrainRecipe
-from luban.train.muon import Muon
+from luban.training.muon import Muon
 
 Named = list[tuple[str, nn.Parameter]]
 

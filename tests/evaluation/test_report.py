@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from luban import catalogue
 from luban.durable import FileSystem
 from luban.errors import InputError, StorageError
-from luban.evaluate import page
-from luban.evaluate.records import Table, read_run
-from luban.evaluate.report import status_of, write_report
+from luban.evaluation import page
+from luban.evaluation.records import Table, read_run
+from luban.evaluation.report import status_of, write_report
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 MakeRun = Callable[..., Path]

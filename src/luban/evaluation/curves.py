@@ -11,8 +11,8 @@ import numpy as np
 from markupsafe import Markup
 
 from luban.catalogue import Both, both
-from luban.evaluate import formats
-from luban.evaluate.charts import (
+from luban.evaluation import formats
+from luban.evaluation.charts import (
     Floats,
     Line,
     Scale,
@@ -23,7 +23,7 @@ from luban.evaluate.charts import (
     scale,
     smooth,
 )
-from luban.evaluate.records import RunRecords
+from luban.evaluation.records import RunRecords
 
 MAX_READ = 300
 _UNITS = ((86400.0, "axis.days"), (3600.0, "axis.hours"), (60.0, "axis.minutes"), (1.0, "axis.seconds"))

@@ -18,12 +18,12 @@ from luban import catalogue
 from luban.catalogue import Both, both
 from luban.durable import DISK, FileSystem, write_text
 from luban.errors import InputError
-from luban.evaluate import formats, page
-from luban.evaluate.charts import Scale, interval_bar
-from luban.evaluate.curves import Curves
-from luban.evaluate.data_section import data_section, named
-from luban.evaluate.figures import cost_rows, headline, machine_rows, median, parameters, total
-from luban.evaluate.records import (
+from luban.evaluation import formats, page
+from luban.evaluation.charts import Scale, interval_bar
+from luban.evaluation.curves import Curves
+from luban.evaluation.data_section import data_section, named
+from luban.evaluation.figures import cost_rows, headline, machine_rows, median, parameters, total
+from luban.evaluation.records import (
     MAX_EVENTS,
     JsonObject,
     RunRecords,
