@@ -23,17 +23,21 @@ import tempfile
 import time
 from pathlib import Path
 
-QUICKSTART = (
-    "--device=cpu --compile=False --eval_iters=200 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 "
-    "--n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0 --eval_interval=2000"
-).split()
+FLAGS = {
+    "device": "cpu", "compile": False, "eval_iters": 200, "log_interval": 100, "block_size": 64, "batch_size": 12,
+    "n_layer": 4, "n_head": 4, "n_embd": 128, "max_iters": 2000, "lr_decay_iters": 2000, "dropout": 0.0,
+    "eval_interval": 2000,
+}  # fmt: skip
+QUICKSTART = [f"--{name}={value}" for name, value in FLAGS.items()]
 RESULTS = Path(__file__).parent / "results" / "nanogpt.json"
 
 
 def nanogpt(folder: Path, seed: int) -> dict[str, float]:
     """Run nanoGPT's quickstart; returns the loss it prints, and the seconds of training without its evaluations."""
     script = (folder / "train.py").read_text()
-    (folder / "train_seeded.py").write_text(script.replace("torch.manual_seed(1337", f"torch.manual_seed({1337 + seed}"))
+    (folder / "train_seeded.py").write_text(
+        script.replace("torch.manual_seed(1337", f"torch.manual_seed({1337 + seed}")
+    )
     command = [sys.executable, "-u", "train_seeded.py", "config/train_shakespeare_char.py", *QUICKSTART]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -51,8 +55,18 @@ def nanogpt(folder: Path, seed: int) -> dict[str, float]:
 
 def luban(text: Path, seed: int, seconds: float, out: Path) -> dict[str, float]:
     """Train for so many seconds; returns the loss over all of the held-out tenth."""
-    command = [sys.executable, "-m", "luban", "train", "shakespeare-char", f"data.source={text}", f"train.minutes={seconds / 60}",
-               f"train.seed={seed}", "--out", str(out), "--json"]  # fmt: skip
+    settings = [f"data.source={text}", f"train.minutes={seconds / 60}", f"train.seed={seed}"]
+    command = [
+        sys.executable,
+        "-m",
+        "luban",
+        "train",
+        "shakespeare-char",
+        *settings,
+        "--out",
+        str(out),
+        "--json",
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     return {"loss": result["primary"]["value"], "seconds": result["seconds"], "tokens": result["tokens"]}
@@ -74,7 +88,9 @@ def main() -> None:
         subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True)
         for seed in range(asked.seeds):
             theirs = nanogpt(clone, seed)
-            ours = luban(asked.text.resolve(), seed, asked.seconds or theirs["seconds"], Path(scratch) / f"run-{seed}")
+            ours = luban(
+                asked.text.resolve(), seed, asked.seconds or theirs["seconds"], Path(scratch) / f"run-{seed}"
+            )
             rows.append({"seed": seed, "nanogpt": theirs, "luban": ours})
             print(json.dumps(rows[-1]), flush=True)
     summary = {
@@ -82,13 +98,18 @@ def main() -> None:
             "loss": statistics.median(row[name]["loss"] for row in rows),
             "spread": [min(row[name]["loss"] for row in rows), max(row[name]["loss"] for row in rows)],
             "seconds": statistics.median(row[name]["seconds"] for row in rows),
-            "tokens_per_second": statistics.median(row[name]["tokens"] / row[name]["seconds"] for row in rows),
+            "tokens_per_second": statistics.median(
+                row[name]["tokens"] / row[name]["seconds"] for row in rows
+            ),
         }
         for name in ("nanogpt", "luban")
     }
-    RESULTS.write_text(json.dumps({"cores": os.cpu_count(), "summary": summary, "rows": rows}, indent=2) + "\n")
+    RESULTS.write_text(
+        json.dumps({"cores": os.cpu_count(), "summary": summary, "rows": rows}, indent=2) + "\n"
+    )
     for name, figures in summary.items():
-        print(f"{name:8}  loss {figures['loss']:.4f}  {figures['seconds']:.0f} s  {figures['tokens_per_second']:,.0f} tokens/s")
+        rate = f"{figures['tokens_per_second']:,.0f} tokens/s"
+        print(f"{name:8}  loss {figures['loss']:.4f}  {figures['seconds']:.0f} s  {rate}")
 
 
 if __name__ == "__main__":

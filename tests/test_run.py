@@ -156,6 +156,8 @@ def test_no_line_is_torn_whatever_operation_fails(tmp_path: Path, kind: str, for
             written.append(number)
 
     for _ in with_every_fault(work, kind, forever):
+        if not forever and path.exists():
+            assert lines_of(path) == [{"n": number} for number in written]
         again = Log(path)
         again.append({"n": "again"})
         assert lines_of(path) == [{"n": number} for number in written] + [{"n": "again"}]

@@ -39,7 +39,7 @@ def _verb(command: Command) -> Command:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except Exception as error:
-            # What Python does with an error nobody caught; the module `traceback` would cost `--help` its import.
+            # As Python shows an error nobody caught; importing `traceback` would make `--help` slower.
             sys.excepthook(type(error), error, error.__traceback__)
             message = f"{type(error).__name__}: {error}"
             _fail(1, message, as_json, message)

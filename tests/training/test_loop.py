@@ -94,7 +94,11 @@ def make(
     dropout: float = 0.2,
     measured: Callable[[int], Mapping[str, float]] | None = None,
 ) -> tuple[Loop, Notes, Learner]:
-    learner, notes, checkpoints = Learner(recipe, poison=poison, dropout=dropout), Notes(), Checkpoints(folder, keep=2, warn=print)
+    learner, notes, checkpoints = (
+        Learner(recipe, poison=poison, dropout=dropout),
+        Notes(),
+        Checkpoints(folder, keep=2, warn=print),
+    )
 
     def evaluate(step: int) -> Mapping[str, float]:
         return {"loss": float((learner.model(learner.x) - learner.y).square().mean())}
@@ -117,7 +121,16 @@ def make(
 
 
 def recipe(**changes: Any) -> TrainRecipe:
-    return TrainRecipe(**{"steps": 20, "batch": 5, "checkpoint_every": 3, "optimizer": "adamw", "learning_rate": 0.01, **changes})
+    return TrainRecipe(
+        **{
+            "steps": 20,
+            "batch": 5,
+            "checkpoint_every": 3,
+            "optimizer": "adamw",
+            "learning_rate": 0.01,
+            **changes,
+        }
+    )
 
 
 def final(folder: Path, step: int = 20) -> tuple[str, str]:
@@ -127,13 +140,20 @@ def final(folder: Path, step: int = 20) -> tuple[str, str]:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd", "rmsprop", "adam"])
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(tmp_path: Path, optimizer: str, micro_batch: int | None) -> None:
+def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(
+    tmp_path: Path, optimizer: str, micro_batch: int | None
+) -> None:
     how = recipe(optimizer=optimizer, micro_batch=micro_batch)
     whole, notes, _ = make(tmp_path / "whole", how)
     whole.run()
     for step in range(1, 20, 1 if optimizer == "adamw" else 6):
         folder, stop = tmp_path / f"{step}", StopRequest()
-        first, before, _ = make(folder, how, stop=stop, faults=Faults({("before-optimizer", step - 1, 0): lambda s=stop: s.ask("test")}))
+        first, before, _ = make(
+            folder,
+            how,
+            stop=stop,
+            faults=Faults({("before-optimizer", step - 1, 0): lambda s=stop: s.ask("test")}),
+        )
         with pytest.raises(Stopped, match=f"step {step}; saved"):
             first.run()
         again, after, _ = make(folder, how)
@@ -188,7 +208,9 @@ def test_the_gradient_is_that_of_the_mean_loss(tmp_path: Path) -> None:
         torch.testing.assert_close(mine, parameter.grad)
 
 
-@pytest.mark.parametrize("budget", [{"steps": 7}, {"steps": None, "tokens": 33}, {"steps": None, "minutes": 0.5}])
+@pytest.mark.parametrize(
+    "budget", [{"steps": 7}, {"steps": None, "tokens": 33}, {"steps": None, "minutes": 0.5}]
+)
 def test_the_run_ends_on_its_budget(tmp_path: Path, budget: dict[str, Any]) -> None:
     progress = make(tmp_path, recipe(**budget))[0].run()
     if budget.get("steps"):
@@ -214,7 +236,9 @@ def test_a_budget_of_minutes_counts_the_time_before_a_resume(tmp_path: Path) -> 
 def test_a_number_that_is_none_never_reaches_the_optimizer(tmp_path: Path) -> None:
     loop, notes, learner = make(tmp_path, recipe(), poison=5)
     weights: list[Tensor] = []
-    loop._faults = Faults({("step", 5, 0): lambda: weights.extend(p.detach().clone() for p in learner.model.parameters())})
+    loop._faults = Faults(
+        {("step", 5, 0): lambda: weights.extend(p.detach().clone() for p in learner.model.parameters())}
+    )
     with pytest.raises(NonFiniteError, match="loss of step 6 is not finite") as error:
         loop.run()
     assert error.value.where == [{"rows": 5}]
@@ -226,7 +250,9 @@ def test_a_number_that_is_none_never_reaches_the_optimizer(tmp_path: Path) -> No
 
 def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     values = iter([3.0, 2.0, 1.0, 1.5, math.nan, 1.2, 0.5])
-    loop, _, _ = make(tmp_path, recipe(patience=3, evaluate_every=2, keep=2), measured=lambda step: {"loss": next(values)})
+    loop, _, _ = make(
+        tmp_path, recipe(patience=3, evaluate_every=2, keep=2), measured=lambda step: {"loss": next(values)}
+    )
     progress = loop.run()
     assert (progress.step, progress.best_step, progress.best) == (12, 6, 1.0)
     assert 6 in loop.checkpoints.steps()
@@ -243,7 +269,9 @@ def test_what_is_logged_is_what_happened(tmp_path: Path) -> None:
     progress: Progress = loop.run()
     trained = [line for line in notes.lines if line["kind"] == "train"]
     assert [line["tokens"] for line in trained] == [5, 10, 15, 20]
-    assert progress.flops == sum(learner.flops(batch) for step in range(4) for batch in learner.batches(step, 0, 1))
+    assert progress.flops == sum(
+        learner.flops(batch) for step in range(4) for batch in learner.batches(step, 0, 1)
+    )
     assert all(time["tokens"] == 5 for time in notes.times if time["kind"] == "train")
     assert not any("seconds" in line for line in notes.lines)
 

@@ -9,7 +9,8 @@ import pytest
 
 from luban.verbs.train import train
 
-WORDS = "the king of a small house had no wood and went to see 春 眠 不 觉 晓 his old friend in the hills".split()
+SENTENCE = "the king of a small house had no wood and went to see 春 眠 不 觉 晓 his old friend in the hills"
+WORDS = SENTENCE.split()
 
 
 @pytest.fixture(scope="session")

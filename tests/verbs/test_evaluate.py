@@ -18,7 +18,10 @@ def by_hand(folder: Path, texts: list[str], length: int) -> tuple[float, int]:
     """Sum the loss of every text's own tokens with transformers, window by window, without our code."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).double(), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).double(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     nats, tokens = 0.0, 0
     for text in texts:
@@ -58,7 +61,9 @@ def test_a_run_is_measured_again_as_training_measured_it(finished: Path) -> None
 
 def test_more_context_is_measured_with_a_stride(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "one.txt"
-    path.write_text("the king of a small house had no wood and went to see his old friend in the hills. " * 30)
+    path.write_text(
+        "the king of a small house had no wood and went to see his old friend in the hills. " * 30
+    )
     plain, overlapping = luban.evaluate(finished, str(path)), luban.evaluate(finished, str(path), stride=8)
     assert plain.counts["tokens"] == overlapping.counts["tokens"]
     assert plain.figures["loss"] != overlapping.figures["loss"]
@@ -71,7 +76,9 @@ def test_a_folder_that_others_wrote(tmp_path: Path) -> None:
 
     from luban.data.tokenizer import train_tokenizer
 
-    tokenizer = train_tokenizer("bpe", iter(["the king had no wood"] * 20), vocab_size=270, byte_fallback=True)
+    tokenizer = train_tokenizer(
+        "bpe", iter(["the king had no wood"] * 20), vocab_size=270, byte_fallback=True
+    )
     torch.manual_seed(1)
     config = GPT2Config(vocab_size=tokenizer.vocab_size, n_positions=64, n_embd=16, n_layer=2, n_head=2)
     GPT2LMHeadModel(config).eval().save_pretrained(tmp_path / "theirs")
@@ -102,7 +109,14 @@ def test_prompts_come_from_everywhere_and_bad_rows_are_named(finished: Path, tmp
     path.write_text('{"prompt": "the king"}\n{"text": "a small"}\n{"other": 1}\nnot json\n"bare"\n')
     answers = list(predict(finished, ["first"], source=path, max_tokens=4, temperature=0))
     assert [answer["row"] for answer in answers] == list(range(6))
-    assert [answer.get("prompt") for answer in answers] == ["first", "the king", "a small", None, None, "bare"]
+    assert [answer.get("prompt") for answer in answers] == [
+        "first",
+        "the king",
+        "a small",
+        None,
+        None,
+        "bare",
+    ]
     assert "error" in answers[3] and "error" in answers[4]
     lines = io.StringIO("the king\n\na small\n")
     again = list(predict(finished, source=lines, max_tokens=4, temperature=0))
@@ -113,7 +127,9 @@ def test_streamed_text_is_the_text(finished: Path) -> None:
     model, how = luban.load(finished), {"max_tokens": 12, "seed": 5, "temperature": 0.9, "top_k": 20}
     whole = model.generate("the king", **how)
     assert "".join(model.stream("the king", **how)) == whole
-    assert model.generate(["a small", "the king"], **{**how, "temperature": 0})[1] == model.generate("the king", **{**how, "temperature": 0})
+    assert model.generate(["a small", "the king"], **{**how, "temperature": 0})[1] == model.generate(
+        "the king", **{**how, "temperature": 0}
+    )
     stop = whole[3:5]
     assert stop and model.generate("the king", **how, stop=[stop]) == whole[: whole.index(stop)]
 

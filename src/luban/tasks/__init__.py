@@ -1,4 +1,4 @@
-"""What can be learned. A task is found by its name: luban's own here, others through the entry points `luban.tasks`."""
+"""What can be learned. A task is found by its name: luban's own here, others by the entry points `luban.tasks`."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +29,26 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """Return the form of evaluation.json."""
         return {
-            "primary": {"name": self.primary, "value": self.figures[self.primary], "direction": self.direction},
-            "metrics": {
-                name: {"value": value, "low": self.intervals.get(name, (value, value))[0], "high": self.intervals.get(name, (value, value))[1]}
-                for name, value in self.figures.items()
+            "primary": {
+                "name": self.primary,
+                "value": _number(self.figures[self.primary]),
+                "direction": self.direction,
             },
+            "metrics": {name: self._with_interval(name) for name in self.figures},
             "counts": dict(self.counts),
             "worst": list(self.worst),
             "best": list(self.best),
         }
+
+    def _with_interval(self, name: str) -> dict[str, float | None]:
+        value = self.figures[name]
+        low, high = self.intervals.get(name, (value, value))
+        return {"value": _number(value), "low": _number(low), "high": _number(high)}
+
+
+def _number(value: float) -> float | None:
+    """Return a number as JSON can say it: infinity and NaN are null."""
+    return value if math.isfinite(value) else None
 
 
 class Task(Protocol):
@@ -46,9 +58,13 @@ class Task(Protocol):
     recipe: ClassVar[type[Recipe]]
     model: nn.Module
     minimise: bool
+    tokenizer: Any
+    """What the model folder keeps to read raw input; None for a task without one."""
 
     @staticmethod
-    def prepare(recipe: Any, folder: Path, *, stop: Callable[[], None], progress: Callable[[str, float], None]) -> Any:
+    def prepare(
+        recipe: Any, folder: Path, *, stop: Callable[[], None], progress: Callable[[str, float], None]
+    ) -> Any:
         """Turn the recipe's data into what training reads, in `folder`, whole or not at all; returns it opened."""
 
     def __init__(self, recipe: Any, prepared: Any, *, start: Any = None) -> None:

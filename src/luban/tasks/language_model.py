@@ -21,8 +21,8 @@ from luban.model_folder import LoadedModel
 from luban.models.decoder import Decoder, DecoderConfig
 from luban.models.flops import step_flops
 from luban.models.gpt2 import GPT2, GPT2Config
-from luban.models.rope import Llama3Scaling
 from luban.models.loss import cross_entropy_sum, token_losses
+from luban.models.rope import Llama3Scaling
 from luban.recipe import DecoderModel, LanguageModelRecipe
 from luban.tasks.base import Evaluation
 from luban.tasks.text_generation import generate_text
@@ -95,7 +95,10 @@ class LanguageModel:
         first, last = step * batch + batch * rank // ranks, step * batch + batch * (rank + 1) // ranks
         size = self.settings.train.micro_batch or max(1, MICRO_BATCH_TOKENS // self.settings.data.length)
         device = next(self.model.parameters()).device
-        return [_tensors(self._windows.batch(at, min(size, last - at)), at, device) for at in range(first, last, size)]
+        return [
+            _tensors(self._windows.batch(at, min(size, last - at)), at, device)
+            for at in range(first, last, size)
+        ]
 
     def epoch(self, step: int) -> float:
         """Return how many times the training text was seen after `step` steps."""
@@ -118,7 +121,9 @@ class LanguageModel:
 
     def evaluate(self, *, stop: Callable[[], None]) -> Evaluation:
         """Measure all held-out text, with intervals, and show the best and worst predicted documents."""
-        return evaluation_of(self._measure(limit=None, stop=stop), self.settings, self.data.validation, self.tokenizer)
+        return evaluation_of(
+            self._measure(limit=None, stop=stop), self.settings, self.data.validation, self.tokenizer
+        )
 
     def samples(self) -> list[dict[str, str]]:
         """Continue the recipe's prompts, or the openings of held-out documents where it has none."""
@@ -127,18 +132,36 @@ class LanguageModel:
             return []
         prompts = self.settings.evaluate.prompts or _openings(self.data.validation, self.tokenizer)
         texts = generate_text(
-            self.model, self.tokenizer, prompts, max_tokens=tokens, temperature=0.8, top_p=0.95, seed=self.settings.train.seed
+            self.model,
+            self.tokenizer,
+            prompts,
+            max_tokens=tokens,
+            temperature=0.8,
+            top_p=0.95,
+            seed=self.settings.train.seed,
         )
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
     def state(self) -> dict[str, Any]:
         """Return what is needed to evaluate the model the same way elsewhere."""
-        return {"task": self.name, "length": self.settings.data.length, "primary": self.settings.evaluate.primary}
+        return {
+            "task": self.name,
+            "length": self.settings.data.length,
+            "primary": self.settings.evaluate.primary,
+        }
 
     def _measure(self, *, limit: int | None, stop: Callable[[], None]) -> TextLoss:
         length = self.settings.data.length
         stride = self.settings.evaluate.stride or length
-        return measure(self.model, self.data.validation, self.tokenizer.end_id, length=length, stride=stride, limit=limit, stop=stop)
+        return measure(
+            self.model,
+            self.data.validation,
+            self.tokenizer.end_id,
+            length=length,
+            stride=stride,
+            limit=limit,
+            stop=stop,
+        )
 
 
 def build(recipe: DecoderModel, *, vocab_size: int, length: int) -> LanguageModule:
@@ -174,7 +197,9 @@ def build(recipe: DecoderModel, *, vocab_size: int, length: int) -> LanguageModu
             head_dim=recipe.head_dim or recipe.width // recipe.heads,
             mlp_width=recipe.mlp_width or _mlp_width(recipe.width),
             rope_theta=recipe.rope_theta,
-            rope_scaling=None if scaling is None else Llama3Scaling(**scaling.model_dump(exclude={"rope_type"})),
+            rope_scaling=None
+            if scaling is None
+            else Llama3Scaling(**scaling.model_dump(exclude={"rope_type"})),
             norm_eps=recipe.norm_eps,
             qk_norm=recipe.layout == "qwen3",
             qkv_bias=recipe.attention_bias or recipe.layout == "qwen2",
@@ -228,7 +253,9 @@ def measure(
     for document in total.tokens:
         size = shards.documents[document]
         share = total.tokens[document] / max(1, int(size[1]) - 1) if limit is not None else 1.0
-        total.size(document=document, bytes=round(int(size[2]) * share), characters=round(int(size[3]) * share))
+        total.size(
+            document=document, bytes=round(int(size[2]) * share), characters=round(int(size[3]) * share)
+        )
     return total
 
 
@@ -237,7 +264,9 @@ def evaluation_of(
 ) -> Evaluation:
     """Put figures, intervals and the passages predicted best and worst together."""
     per_document = [
-        (measured.nats[d] / LN2 / measured.bytes[d], d) for d in measured.tokens if measured.bytes.get(d, 0) >= 20
+        (measured.nats[d] / LN2 / measured.bytes[d], d)
+        for d in measured.tokens
+        if measured.bytes.get(d, 0) >= 20
     ]
     per_document.sort()
     shown = min(SHOWN, len(per_document) // 2)

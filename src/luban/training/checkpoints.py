@@ -1,8 +1,9 @@
 """Checkpoints that are whole or absent.
 
-A checkpoint is a folder `step-00000200` with `model.safetensors`, `optimizer.safetensors`, `state.json` and, written
-last, `manifest.json` with the SHA-256 of each. It is made in a temporary folder, fsynced, renamed, verified, and only
-then are older ones removed. The newest that verifies is loaded; order is by step, never by time of writing.
+A checkpoint is a folder `step-00000200` with `model.safetensors`, `optimizer.safetensors`, `state.json` and,
+written last, `manifest.json` with the SHA-256 of each. It is made in a temporary folder, fsynced, renamed,
+verified, and only then are older ones removed. The newest that verifies is loaded; order is by step, never by
+time of writing.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Checkpoints:
         path = self.path(checkpoint.step)
         with new_folder(path, self._fs, extra={"format": FORMAT, "step": checkpoint.step}) as folder:
             write_safetensors(folder / "model.safetensors", checkpoint.model, {"format": "pt"}, self._fs)
-            write_safetensors(folder / "optimizer.safetensors", checkpoint.optimizer, {"format": "pt"}, self._fs)
+            write_safetensors(
+                folder / "optimizer.safetensors", checkpoint.optimizer, {"format": "pt"}, self._fs
+            )
             write_json(folder / "state.json", dict(checkpoint.state), self._fs)
         verify_folder(path)
         for step in self.steps()[: -self._keep]:

@@ -1,9 +1,10 @@
 """The one loop.
 
-It knows no task: what is learned comes as a `Learner` (a module, the batches of a step, a loss), what is measured as a
-callable, what is written as a `Record`. Everything a step does is a pure function of the weights, the optimizer's state
-and the step's number: the batch is, and every random draw is seeded by (seed, step, micro-batch, rank). So a run that
-was killed and goes on from a checkpoint ends with the same bytes as one that was not, when its budget is steps or tokens.
+It knows no task: what is learned comes as a `Learner` (a module, the batches of a step, a loss), what is
+measured as a callable, what is written as a `Record`. Everything a step does is a pure function of the weights,
+the optimizer's state and the step's number: the batch is, and every random draw is seeded by (seed, step,
+micro-batch, rank). So a run that was killed and goes on from a checkpoint ends with the same bytes as one that
+was not, when its budget is steps or tokens.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step was: loss per term, gradient norm, multiplier of the learning rate, tokens and FLOPs of all ranks."""
+    """What one optimizer step was, over all ranks: loss per term, gradient norm, learning-rate multiplier, work."""
 
     loss: float
     norm: float
@@ -137,12 +138,18 @@ class Loop:
         compiling: Compiling,
         faults: Faults = NO_FAULTS,
         clock: Callable[[], float] = time.monotonic,
-        watch: Callable[[Progress, float, float], None] = lambda progress, loss, share: None,
+        watch: Callable[[Progress, float, float], None] = lambda *_: None,
     ) -> None:
         self.learner, self.recipe, self.plan = learner, recipe, plan
         self._evaluate, self._minimise = evaluate, minimise
         self.checkpoints, self._record, self._forward = checkpoints, record, forward
-        self._stop, self._compiling, self._faults, self._clock, self._watch = stop, compiling, faults, clock, watch
+        self._stop, self._compiling, self._faults, self._clock, self._watch = (
+            stop,
+            compiling,
+            faults,
+            clock,
+            watch,
+        )
         self.schedule = Schedule(recipe)
         self.budget = Budget(recipe)
         self.optimizer: Optimizer = build_optimizer(learner.model.named_parameters(), recipe)
@@ -177,7 +184,9 @@ class Loop:
             if stopping or self._due_for_checkpoint():
                 self.save()
             if stopping:
-                raise Stopped(f"stopped by {self._stop.reason or 'another rank'} at step {self.progress.step}; saved")
+                raise Stopped(
+                    f"stopped by {self._stop.reason or 'another rank'} at step {self.progress.step}; saved"
+                )
         if self.progress.evaluated_step != self.progress.step:
             self.evaluate()
         self.save()
@@ -199,7 +208,9 @@ class Loop:
             progress.best, progress.best_step, progress.worse = value, progress.step, 0
         else:
             progress.worse += 1
-        self._record.metrics({"kind": "evaluation", "step": progress.step, "tokens": progress.tokens, **_finite(figures)})
+        self._record.metrics(
+            {"kind": "evaluation", "step": progress.step, "tokens": progress.tokens, **_finite(figures)}
+        )
         self._time("evaluation", started)
         if self.recipe.patience is not None:
             progress.stopped_early = progress.worse >= self.recipe.patience
@@ -286,7 +297,11 @@ class Loop:
     def _refuse(self, loss: float, norm: float, batches: Sequence[Batch]) -> None:
         """Stop before the optimizer sees a number that is none; name the batch, keep the evidence."""
         progress = self.progress
-        bad = [name for name, p in self.learner.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        bad = [
+            name
+            for name, p in self.learner.model.named_parameters()
+            if p.grad is not None and not p.grad.isfinite().all()
+        ]
         evidence = {
             "kind": "non-finite",
             "step": progress.step + 1,
@@ -353,7 +368,9 @@ class Loop:
 
     def _time(self, kind: str, started: float) -> None:
         took = self._clock() - started
-        self._record.timings({"kind": kind, "step": self.progress.step, "seconds": self.progress.seconds, "took": took})
+        self._record.timings(
+            {"kind": kind, "step": self.progress.step, "seconds": self.progress.seconds, "took": took}
+        )
 
 
 def _seed(*parts: int) -> int:

@@ -42,6 +42,6 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 model = AutoModelForCausalLM.from_pretrained("this folder")
 ```
 
-The model has learned from the text it was given and from nothing else: it repeats that text's errors and opinions, and what
-it says may be untrue.
+The model has learned from the text it was given and from nothing else: it repeats that text's errors and
+opinions, and what it says may be untrue.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from luban import tasks
 from luban.console import Show
@@ -62,21 +61,32 @@ def evaluate(
     length = length or model.state.get("length") or min(longest, 1024)
     stride = stride or (settings.evaluate.stride if settings else None) or length
     if not (2 <= length <= longest and 1 <= stride <= length):
-        raise InputError(f"need 2 <= length <= {longest} (the model's longest text) and 1 <= stride <= length", received=f"length {length}, stride {stride}")
+        raise InputError(
+            f"need 2 <= length <= {longest} (the model's longest text) and 1 <= stride <= length",
+            received=f"length {length}, stride {stride}",
+        )
     policy = document or (settings.data.document if settings else "file")
-    evaluation = TextEvaluation(primary=settings.evaluate.primary if settings else "bits_per_byte", bootstrap=bootstrap, stride=stride)
+    evaluation = TextEvaluation(
+        primary=settings.evaluate.primary if settings else "bits_per_byte", bootstrap=bootstrap, stride=stride
+    )
     with stop.listening(), tempfile.TemporaryDirectory(prefix="luban-evaluate-") as scratch:
         if data is None:
             shards = _held_out(path)
         else:
             source = [data] if isinstance(data, str) else list(data)
-            asked = TextData.model_validate({"source": source, "text": text, "document": policy, "clean": None})
+            asked = TextData.model_validate(
+                {"source": source, "text": text, "document": policy, "clean": None}
+            )
             show.stage("tokenising", 0.0)
             shards = _encode(model, asked, Path(scratch), stop)
         show.stage("evaluating", 0.0)
-        measured = measure(model.module, shards, model.tokenizer.end_id, length=length, stride=stride, stop=stop.check)
+        measured = measure(
+            model.module, shards, model.tokenizer.end_id, length=length, stride=stride, stop=stop.check
+        )
         show.clear()
-        recipe = LanguageModelRecipe(data=TextData(source="-"), train=TrainRecipe(steps=1), evaluate=evaluation)
+        recipe = LanguageModelRecipe(
+            data=TextData(source="-"), train=TrainRecipe(steps=1), evaluate=evaluation
+        )
         return evaluation_of(measured, recipe, shards, model.tokenizer)
 
 
@@ -91,7 +101,9 @@ def _run_settings(folder: Path) -> LanguageModelRecipe | None:
 def _held_out(folder: Path) -> TokenShards:
     run = run_of(folder)
     if run is None:
-        raise InputError("a model folder has no held-out text of its own", received=str(folder), fix="add --data FILE")
+        raise InputError(
+            "a model folder has no held-out text of its own", received=str(folder), fix="add --data FILE"
+        )
     settings = _run_settings(folder)
     source = settings.data.source if settings else ""
     place = Path(source) if isinstance(source, str) and is_prepared(Path(source)) else run.data
@@ -113,7 +125,9 @@ def _encode(model: Model, asked: TextData, folder: Path, stop: StopRequest) -> T
 
     files = find_files(asked.source)
     bad = BadRows("error")
-    for row in read_rows(files, column=asked.text, document=asked.document, max_row_bytes=WHOLE_FILE_BYTES, bad=bad):
+    for row in read_rows(
+        files, column=asked.text, document=asked.document, max_row_bytes=WHOLE_FILE_BYTES, bad=bad
+    ):
         stop.check()
         rows.append(row.text)
         if len(rows) >= ENCODE_ROWS:

@@ -32,8 +32,8 @@ class Model:
 
         Arguments:
             prompt: the text to continue.
-            settings: those of `luban.tasks.text_generation.generate_text`: max_tokens, temperature (0 is greedy), top_k,
-                top_p, min_p, repetition_penalty, stop, seed.
+            settings: those of `luban.tasks.text_generation.generate_text`: max_tokens, temperature (0 is greedy),
+                top_k, top_p, min_p, repetition_penalty, stop, seed.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         texts = generate_text(self.module, self.tokenizer, prompts, **{"max_tokens": 200, **settings})
@@ -43,7 +43,9 @@ class Model:
         """Continue one prompt, giving the text piece by piece as it is made."""
         asked = dict(settings)
         tokens, stop, seed = asked.pop("max_tokens", 200), asked.pop("stop", ()), asked.pop("seed", 0)
-        pieces = stream_text(self.module, self.tokenizer, [prompt], tokens, Sampling(**asked), stop=stop, seed=seed)
+        pieces = stream_text(
+            self.module, self.tokenizer, [prompt], tokens, Sampling(**asked), stop=stop, seed=seed
+        )
         return (piece for _, piece in pieces)
 
     def predict(self, rows: Sequence[str | Mapping[str, Any]], **settings: Any) -> list[dict[str, Any]]:
@@ -63,7 +65,10 @@ class Model:
 
 
 def _refusal(index: int, row: object) -> dict[str, Any]:
-    return {"row": index, "error": f"a row is a text, or an object with prompt or text; received {str(row)[:80]!r}"}
+    return {
+        "row": index,
+        "error": f"a row is a text, or an object with prompt or text; received {str(row)[:80]!r}",
+    }
 
 
 def model_folder_of(folder: Path) -> Path:
@@ -93,6 +98,10 @@ def load(folder: str | Path) -> Model:
     path = model_folder_of(Path(folder))
     loaded = load_model(path)
     if loaded.tokenizer is None:
-        raise InputError("the model folder has no tokenizer", received=str(path), fix="put its tokenizer.json beside config.json")
+        raise InputError(
+            "the model folder has no tokenizer",
+            received=str(path),
+            fix="put its tokenizer.json beside config.json",
+        )
     loaded.module.eval()
     return Model(loaded.module, loaded.tokenizer, loaded.task_state)

@@ -14,7 +14,11 @@ ROWS_AT_ONCE = 16
 
 
 def predict(
-    folder: str | Path, rows: Sequence[str] = (), *, source: str | Path | IO[str] | None = None, **settings: Any
+    folder: str | Path,
+    rows: Sequence[str] = (),
+    *,
+    source: str | Path | IO[str] | None = None,
+    **settings: Any,
 ) -> Iterator[dict[str, Any]]:
     """Continue each prompt; answers come in order, as they are made.
 

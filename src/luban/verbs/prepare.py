@@ -12,7 +12,9 @@ from luban.recipe_reader import read_recipe
 from luban.signals import StopRequest
 
 
-def prepare(recipe: str | Path | dict[str, Any], *overrides: str, out: str | Path, show: Show | None = None) -> dict[str, Any]:
+def prepare(
+    recipe: str | Path | dict[str, Any], *overrides: str, out: str | Path, show: Show | None = None
+) -> dict[str, Any]:
     """Prepare a recipe's data into `out`; a recipe then reads it with `data.source=OUT`.
 
     Returns:
@@ -24,7 +26,9 @@ def prepare(recipe: str | Path | dict[str, Any], *overrides: str, out: str | Pat
     settings = read_recipe(recipe, overrides, tasks.schema_of)
     folder, show, stop = Path(out), show or Show(quiet=True), StopRequest()
     if folder.exists():
-        raise InputError("the folder for prepared data exists already", received=str(folder), fix="choose a new one")
+        raise InputError(
+            "the folder for prepared data exists already", received=str(folder), fix="choose a new one"
+        )
     with stop.listening():
         prepared = tasks.find(settings.task).prepare(settings, folder, stop=stop.check, progress=show.stage)
     show.clear()

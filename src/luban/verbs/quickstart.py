@@ -24,7 +24,12 @@ class Quickstart:
 
 
 def quickstart(
-    *, minutes: float = 3.0, text: str | None = None, language: str = "en", out: str | None = None, show: Show | None = None
+    *,
+    minutes: float = 3.0,
+    text: str | None = None,
+    language: str = "en",
+    out: str | None = None,
+    show: Show | None = None,
 ) -> Quickstart:
     """Train a small language model.
 
@@ -35,7 +40,9 @@ def quickstart(
         out: the run's folder.
     """
     if text is not None and not Path(text).exists():
-        raise InputError("no such file or folder", received=text, fix="give the path of a text file or of a folder of them")
+        raise InputError(
+            "no such file or folder", received=text, fix="give the path of a text file or of a folder of them"
+        )
     overrides = [f"train.minutes={minutes}"]
     if text is not None:
         # A JSON string is a YAML string, whatever characters the path has.

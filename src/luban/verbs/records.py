@@ -78,12 +78,12 @@ def _tensorboard(run: Run) -> Sink:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra("tensorboard", extra="tensorboard", purpose="log to TensorBoard") from error
-    writer = SummaryWriter(str(run.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(run.folder / "tensorboard"))
 
     def write(step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
-            writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, step)
+        writer.flush()
 
     return write
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,6 +25,7 @@ from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
 from luban.tasks.base import Evaluation, Task
+from luban.tasks.language_model import LanguageModule
 from luban.training.checkpoints import Checkpoint, Checkpoints
 from luban.training.compiling import Compiling, pays
 from luban.training.faults import NO_FAULTS, Faults
@@ -79,10 +80,17 @@ def train(
     """
     tools = tools or Tools(Show(quiet=True), StopRequest())
     if (recipe is None) == (resume is None):
-        raise InputError("give a recipe to start with, or a run to go on with", fix="luban train RECIPE, or luban train --resume DIR")
+        raise InputError(
+            "give a recipe to start with, or a run to go on with",
+            fix="luban train RECIPE, or luban train --resume DIR",
+        )
     if resume is not None and (overrides or out is not None):
         fix = "leave the rest out; to change a setting, start a new run"
-        raise InputError("a run goes on with its own recipe, in its own folder", received=list(overrides) or str(out), fix=fix)
+        raise InputError(
+            "a run goes on with its own recipe, in its own folder",
+            received=list(overrides) or str(out),
+            fix=fix,
+        )
     plan = plan_from_environment()
     if plan.rank > 0:
         tools.show = Show(quiet=True)
@@ -137,7 +145,9 @@ class _Training:
             self.tools.show.clear()
             if self.first:
                 stopped = isinstance(error, Stopped)
-                message = error.message if isinstance(error, LubanError) else f"{type(error).__name__}: {error}"
+                message = (
+                    error.message if isinstance(error, LubanError) else f"{type(error).__name__}: {error}"
+                )
                 with contextlib.suppress(LubanError, OSError):
                     self.run.event("stopped" if stopped else "failed", message)
                     write_report(self.run.folder, self.run.fs)
@@ -167,7 +177,9 @@ class _Training:
                 plan = self._decide(task, machine)
                 write_json(run.plan, plan, run.fs)
             if machine.threads != plan["threads"]:
-                show.line(f"threads differ from when the run began ({plan['threads']}): results may differ in the last bits")
+                show.line(
+                    f"threads differ from when the run began ({plan['threads']}): results may differ in the last bits"
+                )
         self.plan.wait()
         plan = plan or read_json(run.plan)
         return task, machine, plan
@@ -208,7 +220,8 @@ class _Training:
     def _loop(self, task: Task, machine: MachineReport, plan: Mapping[str, Any]) -> Loop:
         run, show, settings = self.run, self.tools.show, self.recipe.train
         device = next(task.model.parameters()).device
-        show.line(f"model: {short(plan['parameters'])} parameters; compile {'on' if plan['compile'] else 'off'} ({plan['compile_why']})")
+        compiled = f"compile {'on' if plan['compile'] else 'off'} ({plan['compile_why']})"
+        show.line(f"model: {short(plan['parameters'])} parameters; {compiled}")
 
         def forward() -> contextlib.AbstractContextManager[Any]:
             if plan["dtype"] == "bfloat16":
@@ -280,7 +293,14 @@ class _Training:
         write_json(run.evaluation, evaluation.as_json(), run.fs)
         result = self._result(evaluation, progress)
         card = model_card(self.recipe, evaluation, result)
-        save_model(run.model, task.model, task.tokenizer, task_state=task.state(), card=card, fs=run.fs)
+        save_model(
+            run.model,
+            cast(LanguageModule, task.model),
+            task.tokenizer,
+            task_state=task.state(),
+            card=card,
+            fs=run.fs,
+        )
         write_json(run.result, result, run.fs)
         run.event("finished", f"{evaluation.primary} {evaluation.figures[evaluation.primary]:.4f}")
         write_report(run.folder, run.fs)
@@ -289,12 +309,12 @@ class _Training:
         return Outcome(run.folder, result)
 
     def _result(self, evaluation: Evaluation, progress: Progress) -> dict[str, Any]:
-        value = evaluation.figures[evaluation.primary]
+        measured = evaluation.as_json()
         return {
             "status": "done",
             "task": self.recipe.task,
-            "primary": {"name": evaluation.primary, "value": value, "direction": evaluation.direction},
-            "metrics": dict(evaluation.figures),
+            "primary": measured["primary"],
+            "metrics": {name: figure["value"] for name, figure in measured["metrics"].items()},
             "seconds": round(progress.seconds, 3),
             "steps": progress.step,
             "tokens": progress.tokens,
@@ -306,7 +326,11 @@ class _Training:
 
 def _with_its_tokenizer(recipe: Recipe) -> Recipe:
     """Let a model that is started from another read text with that one's tokenizer, unless the recipe names one."""
-    if not isinstance(recipe, LanguageModelRecipe) or recipe.model.start is None or recipe.data.tokenizer != "bpe":
+    if (
+        not isinstance(recipe, LanguageModelRecipe)
+        or recipe.model.start is None
+        or recipe.data.tokenizer != "bpe"
+    ):
         return recipe
     tokenizer = model_folder_of(Path(recipe.model.start)) / "tokenizer.json"
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"tokenizer": str(tokenizer)})})
@@ -322,7 +346,9 @@ def _new_folder(recipe: Recipe) -> Path:
     """Return a folder under runs/ that does not exist yet, named by task and time."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     base = Path("runs") / f"{recipe.task}-{stamp}"
-    return next(p for p in (base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 1000))) if not p.exists())
+    return next(
+        p for p in (base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 1000))) if not p.exists()
+    )
 
 
 __all__: Sequence[str] = ["Outcome", "Tools", "train"]

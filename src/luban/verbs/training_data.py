@@ -1,4 +1,4 @@
-"""The data of a run: prepared once into the run folder, or read from a folder prepared before; never silently changed."""
+"""The data of a run: prepared once into the run folder, or read from a prepared one; never silently changed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def _check_unchanged(data: Prepared, settings: Any, show: Show) -> None:
     try:
         now = fingerprint_of(settings)
     except InputError as error:
-        show.line(f"the source of the data is not there to compare with ({error.message}); going on with the data in the run")
+        show.line(
+            f"the source of the data is not there to compare with ({error.message}); going on with the data in the run"
+        )
         return
     then = Fingerprint.from_dict(data.fingerprint)
     if now.sha256 != then.sha256:

@@ -1,0 +1,175 @@
+"""What the pages say is true: commands parse, recipes are read, links lead somewhere, the reference is new."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+import yaml
+
+import luban as package
+from luban import errors
+from luban.cli import luban
+from luban.recipe import LanguageModelRecipe, Recipe
+from luban.recipe_reader import read_recipe, shipped
+
+ROOT = Path(__file__).parents[1]
+READMES = (ROOT / "README.md", ROOT / "README.zh.md")
+PAGES = sorted([*READMES, *(ROOT / "docs").glob("*.md")])
+PLACEHOLDERS = {"RECIPE": "text", "R": "text"}
+OWN_SOURCE = "data.source=notes.txt"
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(luban [^`\n]+)`")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in FENCE.findall(page.read_text("utf-8")) if kind == language]
+
+
+def shell_commands(page: Path) -> Iterator[list[str]]:
+    """Every command line of the `sh` blocks, comments and line continuations aside."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+def luban_calls(page: Path) -> Iterator[list[str]]:
+    """The arguments of every call of luban on a page, in blocks and within sentences."""
+    for words in shell_commands(page):
+        if words[0] == "luban":
+            yield words[1:]
+        elif "luban" in words and words[words.index("luban") - 1] == "-m":
+            yield words[words.index("luban") + 1 :]
+    outside_blocks = FENCE.sub("", page.read_text("utf-8"))
+    for command in INLINE.findall(outside_blocks):
+        # What stands for "and so on" or for a choice is no argument.
+        if not any(mark in command for mark in ("...", "|", "VERB", "[")):
+            yield shlex.split(command)[1:]
+
+
+def parse(arguments: list[str]) -> None:
+    """Parse a call as the command line does, without running it; check recipe keys and values too."""
+    if arguments[:1] in (["--help"], ["--version"]):
+        return
+    verb = luban.commands.get(arguments[0])
+    assert verb is not None, f"there is no verb {arguments[0]}"
+    if "--help" in arguments or arguments[1:] == []:
+        return
+    context = verb.make_context(arguments[0], arguments[1:])
+    if "overrides" not in context.params or context.params["recipe"] is None:
+        return
+    name = PLACEHOLDERS.get(context.params["recipe"], context.params["recipe"])
+    assert name in shipped() or name.endswith(".yaml"), f"no recipe is named {name}"
+    base = name if name in shipped() else "text"
+    read_recipe(base, [OWN_SOURCE, *context.params["overrides"]], schema_of)
+
+
+def schema_of(task: str) -> type[Recipe]:
+    assert task == "language-model"
+    return LanguageModelRecipe
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that a page's headings have on the web."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def make_docs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "tools" / "make_docs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    written = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    assert written == make_docs().page(), "docs/recipes.md is out of date: run `make docs`"
+
+
+def test_every_key_is_described() -> None:
+    def described(schema: type[object]) -> Iterator[str]:
+        for name, field in schema.model_fields.items():  # type: ignore[attr-defined]
+            if not field.description:
+                yield f"{schema.__name__}.{name}"
+
+    module = make_docs()
+    sections = [module._follow(schema, path) for _, schema, path in module.SECTIONS]
+    assert [name for section in sections for name in described(section)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_parse(page: Path) -> None:
+    for arguments in luban_calls(page):
+        try:
+            parse(arguments)
+        except (click.ClickException, errors.LubanError, AssertionError) as error:
+            shown = error.format_message() if isinstance(error, click.ClickException) else error
+            pytest.fail(f"{name_of(page)}: luban {shlex.join(arguments)}\n{shown}")
+
+
+def test_a_wrong_command_would_be_noticed() -> None:
+    for wrong in (
+        "trian text",
+        "train text --ouput x",
+        "train text model.widht=3",
+        "train nothing-of-the-kind",
+    ):
+        with pytest.raises((click.ClickException, errors.LubanError, AssertionError)):
+            parse(wrong.split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_recipes_are_read(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        read_recipe(yaml.safe_load(block), (), schema_of)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_uses_what_there_is(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "luban"
+            ):
+                assert node.attr in package.__all__, f"{name_of(page)}: luban.{node.attr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(FENCE.sub("", page.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)}: {link}"
+        assert not anchor or anchor in anchors(target), f"{name_of(page)}: {link}"
+
+
+def test_both_readmes_give_the_same_commands_and_links() -> None:
+    english, chinese = READMES
+    assert list(shell_commands(english)) == list(shell_commands(chinese))
+    for language in ("python", "yaml"):
+        assert blocks(english, language) == blocks(chinese, language)
+
+    def links(page: Path) -> list[str]:
+        return [link for link in LINK.findall(page.read_text("utf-8")) if not link.startswith("README")]
+
+    assert links(english) == links(chinese)
