@@ -1,4 +1,4 @@
-"""What the pages say is true: commands parse, recipes are read, links lead somewhere, the reference is new."""
+"""What the pages say is true: commands parse, recipes are read, links lead on, the reference is new."""
 
 from __future__ import annotations
 

@@ -129,3 +129,16 @@ def test_full_disk_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No space left"):
         writer.close()
     assert not (tmp_path / "train.json").exists()
+
+
+def test_a_document_may_come_in_parts(tmp_path: Path) -> None:
+    """What is added with end=False and what is added whole give the same files."""
+    for name, parts in (("whole", [[1, 2, 3, 4, 5]]), ("parts", [[1, 2], [], [3, 4, 5]])):
+        (tmp_path / name).mkdir()
+        writer = ShardWriter(tmp_path / name, "train", vocab_size=9, end_id=0)
+        for part in parts[:-1]:
+            writer.add(part, bytes=len(part), characters=len(part), end=False)
+        writer.add(parts[-1], bytes=len(parts[-1]), characters=len(parts[-1]), end=False)
+        assert writer.close() == {"documents": 1, "tokens": 6, "bytes": 5, "characters": 5}
+    for file in ("train-00000.bin", "train-documents.bin", "train.json"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()

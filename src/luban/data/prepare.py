@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from luban.data.bad_rows import BadRows
 from luban.data.cleaning import snippet
@@ -177,10 +176,8 @@ class _Preparation:
         """Encode every document; return totals per side, unknown tokens, and the texts that the overlap
         shows."""
         writers = {
-            split: _Documents(
-                ShardWriter(
-                    self._folder, split, vocab_size=tokenizer.vocab_size, end_id=tokenizer.end_id, fs=self._fs
-                )
+            split: ShardWriter(
+                self._folder, split, vocab_size=tokenizer.vocab_size, end_id=tokenizer.end_id, fs=self._fs
             )
             for split in SPLITS
         }
@@ -195,7 +192,8 @@ class _Preparation:
                     unknown += int((array == tokenizer.unknown_id).sum())
                 if document in sides.to_show:
                     shown[document] = snippet(text)
-                writers[side].add(array, text, whole=not sides.as_stream)
+                size = len(text.encode("utf-8"))
+                writers[side].add(array, bytes=size, characters=len(text), end=not sides.as_stream)
         return {split: writer.close() for split, writer in writers.items()}, unknown, shown
 
 
@@ -225,36 +223,6 @@ class _Texts:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._raised is not None:
             raise self._raised
-
-
-class _Documents:
-    """Writes documents to a split's shards; the parts of a stream are one document."""
-
-    def __init__(self, writer: ShardWriter) -> None:
-        self._writer = writer
-        self._parts: list[NDArray[np.int32]] = []
-        self._bytes = 0
-        self._characters = 0
-
-    def add(self, ids: NDArray[np.int32], text: str, *, whole: bool) -> None:
-        """Take a text; if it is a document whole, write it."""
-        self._parts.append(ids)
-        self._bytes += len(text.encode("utf-8"))
-        self._characters += len(text)
-        if whole:
-            self._end()
-
-    def close(self) -> dict[str, int]:
-        """Write what is left and return the totals."""
-        if self._parts:
-            self._end()
-        return self._writer.close()
-
-    def _end(self) -> None:
-        ids = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
-        self._parts = []
-        self._writer.add(ids, bytes=self._bytes, characters=self._characters)
-        self._bytes = self._characters = 0
 
 
 class _Sides:

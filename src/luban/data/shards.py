@@ -63,34 +63,38 @@ class ShardWriter:
         self._dtype = np.dtype("<u2") if vocab_size <= 0xFFFF else np.dtype("<u4")
         self._buffer: list[npt.NDArray[Any]] = []
         self._buffered = 0
-        self._rows: list[tuple[int, int, int, int]] = []
+        self._rows: list[tuple[int, ...]] = []
+        self._open: tuple[int, ...] | None = None
         self._shards: list[dict[str, Any]] = []
         self._totals = {"documents": 0, "tokens": 0, "bytes": 0, "characters": 0}
         self._file: BinaryIO | None = None
         with storage_errors(folder):
             self._documents = fs.open_write(folder / f"{split}-documents.bin")
 
-    def add(self, ids: Ids, *, bytes: int, characters: int) -> None:  # noqa: A002 - the file format's own word
-        """Append one document; the end token is put behind `ids`, which may be empty.
+    def add(self, ids: Ids, *, bytes: int, characters: int, end: bool = True) -> None:  # noqa: A002 - the file format's own word
+        """Append one document, or with `end=False` the first parts of one; its end token is put behind the last.
 
         Raises:
             InputError: an id lies outside the vocabulary.
             StorageError: the disk is full or fails.
         """
-        tokens = np.append(np.asarray(ids, dtype=np.int64), self._end_id)
-        if int(tokens.min()) < 0 or int(tokens.max()) >= self._vocab_size:
+        tokens = np.asarray(ids, dtype=np.int64)
+        if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= self._vocab_size):
             wrong = int(tokens.min() if tokens.min() < 0 else tokens.max())
             raise InputError(
                 f"token ids lie from 0 to {self._vocab_size - 1}", received=wrong, where=self._split
             )
-        self._rows.append((self._totals["tokens"], len(tokens), bytes, characters))
-        for name, more in (
-            ("documents", 1),
-            ("tokens", len(tokens)),
-            ("bytes", bytes),
-            ("characters", characters),
-        ):
-            self._totals[name] += more
+        if end:
+            tokens = np.append(tokens, self._end_id)
+        first, *sizes = self._open or (self._totals["tokens"], 0, 0, 0)
+        more = (len(tokens), bytes, characters)
+        self._open = (first, *(size + extra for size, extra in zip(sizes, more, strict=True)))
+        for name, extra in zip(("tokens", "bytes", "characters"), more, strict=True):
+            self._totals[name] += extra
+        if end:
+            self._rows.append(self._open)
+            self._open = None
+            self._totals["documents"] += 1
         self._buffer.append(tokens.astype(self._dtype))
         self._buffered += len(tokens)
         # Many empty documents must not pile up either: a row weighs as much as 16 tokens.
@@ -98,7 +102,9 @@ class ShardWriter:
             self._flush()
 
     def close(self) -> dict[str, int]:
-        """Write what is left, and last the description; return the totals."""
+        """End an open document, write what is left, and last the description; return the totals."""
+        if self._open is not None:
+            self.add((), bytes=0, characters=0)
         self._flush()
         with storage_errors(self._folder):
             self._fs.sync(self._documents)

@@ -206,6 +206,7 @@ def build(recipe: DecoderModel, *, vocab_size: int, length: int) -> LanguageModu
             output_bias=recipe.attention_bias and recipe.layout in ("llama", "qwen3"),
             tied=recipe.tied,
             dropout=recipe.dropout,
+            init_std=recipe.width**-0.5,
             zero_init_projections=True,
             max_length=max(length, 2048),
         )
