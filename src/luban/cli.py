@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -112,12 +114,12 @@ def train(
 
     outcome = run(recipe, *overrides, out=out, resume=resume, tools=Tools(Show(), StopRequest()))
     if outcome.result:
-        _tell_trained(str(outcome.folder), outcome.result)
+        _tell_trained(str(outcome.folder), outcome.result, outcome.prompt)
         if as_json:
             _print_json({**outcome.result, "run": str(outcome.folder)})
 
 
-def _tell_trained(folder: str, result: Mapping[str, Any]) -> None:
+def _tell_trained(folder: str, result: Mapping[str, Any], prompt: str) -> None:
     from luban.console import duration, short
 
     primary = result["primary"]
@@ -126,11 +128,10 @@ def _tell_trained(folder: str, result: Mapping[str, Any]) -> None:
         f"{short(result['tokens'])} tokens, {duration(result['seconds'])}",
         err=True,
     )
+    command = "luban" if shutil.which("luban") else sys.argv[0]
     click.echo(f"\n  report    {folder}/report.html\n  model     {folder}/model", err=True)
-    click.echo(
-        f'  try it    luban predict {folder} "Once"\n  measure   luban evaluate {folder} --data FILE\n',
-        err=True,
-    )
+    click.echo(f"  try it    {command} predict {folder} {shlex.quote(prompt)}", err=True)
+    click.echo(f"  measure   {command} evaluate {folder} --data FILE\n", err=True)
 
 
 @luban.command(short_help="Measure a model on text.")
@@ -300,7 +301,7 @@ def recipes(as_json: bool) -> None:
     type=click.Choice(["en", "zh"]),
     default="en",
     show_default=True,
-    help="The text that comes along, and the report's language.",
+    help="The text that comes along; zh takes single characters as tokens.",
 )
 @click.option("--out", metavar="DIR", help="The run's folder.  [default: a new one under runs/]")
 @_verb
@@ -315,7 +316,7 @@ def quickstart(minutes: float, text: str | None, language: str, out: str | None,
             f"\n--- {sample['prompt'].strip()!r} continued:\n{sample['prompt']}{sample['text']}", err=True
         )
     click.echo("", err=True)
-    _tell_trained(str(outcome.folder), outcome.result)
+    _tell_trained(str(outcome.folder), outcome.result, outcome.prompt)
     if as_json:
         _print_json({**outcome.result, "run": str(outcome.folder)})
 

@@ -327,6 +327,9 @@ class Recipe(Section):
     """How training goes."""
 
 
+_NOT_IN_GPT2 = ("kv_heads", "head_dim", "rope_theta", "rope_scaling", "norm_eps", "attention_bias", "tied")
+
+
 class LanguageModelRecipe(Recipe):
     """The recipe of a language model."""
 
@@ -338,3 +341,19 @@ class LanguageModelRecipe(Recipe):
     """The model's shape."""
     evaluate: TextEvaluation = TextEvaluation()
     """What is measured on held-out text."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.model.layout == "gpt2":
+            asked = [
+                name for name in _NOT_IN_GPT2 if getattr(self.model, name) != getattr(DecoderModel(), name)
+            ]
+            if asked:
+                raise ValueError(
+                    f"model.layout gpt2 has no {', '.join(asked)}; leave it out, or choose another layout"
+                )
+        if self.model.layout == "qwen2" and self.data.tokenizer == "char":
+            raise ValueError(
+                "tools that read layout qwen2 replace a char tokenizer; choose layout qwen3 or llama"
+            )
+        return self

@@ -123,16 +123,23 @@ class Run:
     def begin(self, recipe: Mapping[str, Any]) -> None:
         """Make this folder a run. Call it under `lock`.
 
+        A run that never came to its first step (its data could not be prepared, say) is begun anew.
+
         Raises:
             InputError: when the folder already holds a run or other files.
         """
+        if self.exists and not self.plan.exists() and not self.checkpoints.exists():
+            self.fs.remove(self.data)
+            for left in (self.machine, self.folder / "report.html", self.recipe):
+                self.fs.remove(left)
         if self.exists:
             raise InputError(
                 "that folder already holds a run",
                 received=str(self.folder),
                 fix=f"go on with it: luban train --resume {self.folder}; or choose another --out",
             )
-        foreign = [p.name for p in self.folder.iterdir() if not p.name.startswith(".")]
+        mine = {log.path.name for log in (self.metrics, self.timings, self.samples, self.events)}
+        foreign = [p.name for p in self.folder.iterdir() if not p.name.startswith(".") and p.name not in mine]
         if foreign:
             raise InputError(
                 "the folder for the run is not empty",

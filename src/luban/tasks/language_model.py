@@ -21,6 +21,7 @@ from luban.model_folder import LoadedModel
 from luban.models.decoder import Decoder, DecoderConfig
 from luban.models.flops import step_flops
 from luban.models.gpt2 import GPT2, GPT2Config
+from luban.models.layouts import new_module, write_config
 from luban.models.loss import cross_entropy_sum, token_losses
 from luban.models.rope import Llama3Scaling
 from luban.recipe import DecoderModel, LanguageModelRecipe
@@ -171,45 +172,52 @@ def build(recipe: DecoderModel, *, vocab_size: int, length: int) -> LanguageModu
         recipe: the shape.
         vocab_size: rows of the embedding.
         length: the longest text it is trained on, in tokens.
+
+    Raises:
+        InputError: when the layout's folder could not say what the model has; better now than after training.
     """
-    if recipe.layout == "gpt2":
-        return GPT2(
-            GPT2Config(
-                vocab_size=vocab_size,
-                layers=recipe.layers,
-                width=recipe.width,
-                heads=recipe.heads,
-                mlp_width=recipe.mlp_width or 4 * recipe.width,
-                norm_eps=1e-5,
-                dropout=recipe.dropout,
-                max_length=length,
-            )
-        )
+    config = (
+        _gpt2(recipe, vocab_size, length) if recipe.layout == "gpt2" else _decoder(recipe, vocab_size, length)
+    )
+    write_config(config)
+    return new_module(config)
+
+
+def _gpt2(recipe: DecoderModel, vocab_size: int, length: int) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=vocab_size,
+        layers=recipe.layers,
+        width=recipe.width,
+        heads=recipe.heads,
+        mlp_width=recipe.mlp_width or 4 * recipe.width,
+        dropout=recipe.dropout,
+        max_length=length,
+    )
+
+
+def _decoder(recipe: DecoderModel, vocab_size: int, length: int) -> DecoderConfig:
     scaling = recipe.rope_scaling
-    return Decoder(
-        DecoderConfig(
-            layout=recipe.layout,
-            vocab_size=vocab_size,
-            layers=recipe.layers,
-            width=recipe.width,
-            heads=recipe.heads,
-            kv_heads=recipe.kv_heads or recipe.heads,
-            head_dim=recipe.head_dim or recipe.width // recipe.heads,
-            mlp_width=recipe.mlp_width or _mlp_width(recipe.width),
-            rope_theta=recipe.rope_theta,
-            rope_scaling=None
-            if scaling is None
-            else Llama3Scaling(**scaling.model_dump(exclude={"rope_type"})),
-            norm_eps=recipe.norm_eps,
-            qk_norm=recipe.layout == "qwen3",
-            qkv_bias=recipe.attention_bias or recipe.layout == "qwen2",
-            output_bias=recipe.attention_bias and recipe.layout in ("llama", "qwen3"),
-            tied=recipe.tied,
-            dropout=recipe.dropout,
-            init_std=recipe.width**-0.5,
-            zero_init_projections=True,
-            max_length=max(length, 2048),
-        )
+    return DecoderConfig(
+        layout=recipe.layout,
+        vocab_size=vocab_size,
+        layers=recipe.layers,
+        width=recipe.width,
+        heads=recipe.heads,
+        kv_heads=recipe.kv_heads or 0,
+        head_dim=recipe.head_dim or 0,
+        mlp_width=recipe.mlp_width or 0,
+        rope_theta=recipe.rope_theta,
+        rope_scaling=Llama3Scaling(**scaling.model_dump(exclude={"rope_type"})) if scaling else None,
+        norm_eps=recipe.norm_eps,
+        qk_norm=recipe.layout == "qwen3",
+        qkv_bias=recipe.attention_bias or recipe.layout == "qwen2",
+        output_bias=recipe.attention_bias and recipe.layout in ("llama", "qwen3"),
+        tied=recipe.tied,
+        dropout=recipe.dropout,
+        max_length=max(length, 2048),
+        # Measured: benchmarks/LOG.md.
+        init_std=recipe.width**-0.5,
+        zero_init_projections=True,
     )
 
 
@@ -299,11 +307,6 @@ def _tensors(windows: WindowBatch, first: int, device: torch.device) -> TextBatc
         int(windows.targets_count),
         first,
     )
-
-
-def _mlp_width(width: int) -> int:
-    """Return 8/3 of the width, so that SwiGLU's three matrices cost as much as two of four times the width."""
-    return (8 * width // 3 + 31) // 32 * 32
 
 
 def _check_vocabulary(module: LanguageModule, tokenizer: Tokenizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,9 +44,19 @@ def predict(
     yield from _answer(model, pending, at, settings)
 
 
+@dataclass(frozen=True)
+class Broken:
+    """A line that is no row, and why."""
+
+    why: str
+
+
 def _answer(model: Any, rows: list[Any], first: int, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for offset, answer in enumerate(model.predict(rows, **settings)):
-        yield {**answer, "row": first + offset} if "error" in answer else {"row": first + offset, **answer}
+    for number, (row, answer) in enumerate(zip(rows, model.predict(rows, **settings), strict=True), first):
+        if "error" in answer:
+            yield {"row": number, "error": row.why if isinstance(row, Broken) else answer["error"]}
+        else:
+            yield {"row": number, **answer}
 
 
 def _read(source: str | Path | IO[str]) -> Iterator[Any]:
@@ -59,7 +70,7 @@ def _read(source: str | Path | IO[str]) -> Iterator[Any]:
 
 def _lines(path: Path) -> Iterator[Any]:
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             if path.suffix != ".jsonl":
@@ -68,4 +79,4 @@ def _lines(path: Path) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError):
-                yield None
+                yield Broken(f"line {number} of {path.name} is not JSON")

@@ -21,6 +21,7 @@ class Quickstart:
     folder: Path
     result: Mapping[str, Any]
     samples: Sequence[Mapping[str, str]]
+    prompt: str
 
 
 def quickstart(
@@ -49,7 +50,4 @@ def quickstart(
         overrides += [f"data.source={json.dumps(str(text))}", "evaluate.prompts=[]"]
     tools = Tools(show or Show(quiet=True), StopRequest())
     outcome = train(f"quickstart-{language}", *overrides, out=out, tools=tools)
-    lines = (outcome.folder / "samples.jsonl").read_text("utf-8").splitlines()
-    samples = [json.loads(line) for line in lines]
-    last = [sample for sample in samples if sample["step"] == samples[-1]["step"]]
-    return Quickstart(outcome.folder, outcome.result, last)
+    return Quickstart(outcome.folder, outcome.result, outcome.samples(), outcome.prompt)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +46,25 @@ class Outcome:
     folder: Path
     result: Mapping[str, Any]
 
+    def samples(self) -> list[dict[str, Any]]:
+        """Return what the model wrote at its last evaluation: `{"step", "prompt", "text"}` each."""
+        path = self.folder / "samples.jsonl"
+        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+        written = [json.loads(line) for line in lines]
+        return [sample for sample in written if sample["step"] == written[-1]["step"]]
+
+    @property
+    def prompt(self) -> str:
+        """A prompt that suits the model: one it was shown with."""
+        return next(
+            (
+                str(sample["prompt"]).strip().splitlines()[0]
+                for sample in self.samples()
+                if sample["prompt"].strip()
+            ),
+            "Once",
+        )
+
 
 @dataclass
 class Tools:
@@ -79,6 +100,8 @@ def train(
         Stopped: when a signal asked for a stop; a checkpoint was saved.
     """
     tools = tools or Tools(Show(quiet=True), StopRequest())
+    if resume is not None and recipe is not None and "=" in str(recipe):
+        overrides, recipe = (str(recipe), *overrides), None
     if (recipe is None) == (resume is None):
         raise InputError(
             "give a recipe to start with, or a run to go on with",
@@ -171,10 +194,12 @@ class _Training:
         machine = probe(*_shape(task), wanted=plan.get("dtype", self.recipe.train.dtype))
         stop.check()
         if self.first:
+            if self.resuming and run.plan.is_file():
+                machine = dataclasses.replace(machine, why="as when the run began")
             show.line(machine.first_line())
             write_json(run.machine, machine.as_json(), run.fs)
             if not plan:
-                plan = self._decide(task, machine)
+                plan = self._decide(task, machine, data.fingerprint["sha256"])
                 write_json(run.plan, plan, run.fs)
             if machine.threads != plan["threads"]:
                 show.line(
@@ -188,7 +213,7 @@ class _Training:
         start = getattr(getattr(self.recipe, "model", None), "start", None)
         return load_model(model_folder_of(Path(start))) if start else None
 
-    def _decide(self, task: Task, machine: MachineReport) -> dict[str, Any]:
+    def _decide(self, task: Task, machine: MachineReport, fingerprint: str) -> dict[str, Any]:
         """Fix what must not change within a run: dtype, compile, and what a step costs."""
         settings = self.recipe.train
         batches = task.batches(0, 0, 1)
@@ -215,6 +240,7 @@ class _Training:
             "step_tokens": tokens,
             "expected_seconds": round(expected, 1),
             "ranks": self.plan.ranks,
+            "data": fingerprint,
         }
 
     def _loop(self, task: Task, machine: MachineReport, plan: Mapping[str, Any]) -> Loop:

@@ -9,7 +9,7 @@ from typing import Any
 from luban.console import Show
 from luban.data.fingerprint import Fingerprint, describe_difference, fingerprint_of, is_prepared
 from luban.data.prepare import Prepared
-from luban.durable import remove_leftovers
+from luban.durable import read_json, remove_leftovers
 from luban.errors import InputError
 from luban.recipe import Recipe
 from luban.run import Run
@@ -36,7 +36,9 @@ def open_data(
     settings: Any = recipe.data  # type: ignore[attr-defined]
     source = settings.source
     if isinstance(source, str) and is_prepared(Path(source)):
-        return Prepared(Path(source))
+        data = Prepared(Path(source))
+        _check_same_folder(run, data)
+        return data
     if is_prepared(run.data):
         data = Prepared(run.data)
         if resuming:
@@ -47,6 +49,17 @@ def open_data(
     data = kind.prepare(recipe, run.data, stop=stop, progress=show.stage)
     show.clear()
     return data
+
+
+def _check_same_folder(run: Run, data: Prepared) -> None:
+    """A folder that several runs share must still hold what it held when this run began."""
+    began = read_json(run.plan).get("data") if run.plan.is_file() else None
+    if began is not None and began != data.fingerprint["sha256"]:
+        raise InputError(
+            f"the prepared data in {data.folder} changed since the run began: "
+            f"its fingerprint was {began[:16]}, now it is {data.fingerprint['sha256'][:16]}",
+            fix="put the folder back as it was, or start a new run with it",
+        )
 
 
 def _check_unchanged(data: Prepared, settings: Any, show: Show) -> None:
