@@ -68,7 +68,7 @@ def _asked_for() -> set[str]:
     prefixes = sorted({key.split(".")[0] for key in catalogue.entries()})
     pattern = re.compile(KEY.pattern % "|".join(prefixes))
     found: set[str] = set()
-    for path in [*SOURCES.rglob("*.py"), *SOURCES.rglob("evaluate/*.html")]:
+    for path in [*SOURCES.rglob("*.py"), *SOURCES.rglob("evaluation/*.html")]:
         text = re.sub(r'"(\w+\.[\w.]*)" ~ \w+', r'"\1{}"', path.read_text("utf-8"))
         found |= {re.sub(r"\{\w*\}", "{}", key) for key in pattern.findall(text)}
     return {key for key in found if not key.endswith((".html", ".json", ".css", ".js", "."))}
@@ -92,7 +92,7 @@ def test_the_catalogue_needs_no_torch() -> None:
 
 
 def test_languages_are_what_the_pages_switch_between() -> None:
-    style = (SOURCES / "evaluate" / "page.css").read_text("utf-8")
+    style = (SOURCES / "evaluation" / "page.css").read_text("utf-8")
     assert all(f".{language} " in style or f".{language}," in style for language in LANGUAGES)
 
 

@@ -96,6 +96,7 @@ def test_a_run_begins_once_and_only_in_an_empty_folder(tmp_path: Path) -> None:
     with run.lock():
         run.begin({"task": "language-model"})
         assert run.read_recipe() == {"task": "language-model"}
+        run.plan.write_text("{}")
         with pytest.raises(InputError, match="already holds a run") as caught:
             run.begin({"task": "other"})
     assert f"--resume {run.folder}" in str(caught.value)
@@ -111,6 +112,18 @@ def test_a_run_begins_once_and_only_in_an_empty_folder(tmp_path: Path) -> None:
         Run(tmp_path / "full").begin({})
     assert "thesis.txt" in str(caught.value)
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_that_never_came_to_its_first_step_is_begun_anew(tmp_path: Path) -> None:
+    """A wrong path in the first command must not burn the folder for the second."""
+    run = Run(tmp_path / "run")
+    with run.lock():
+        run.begin({"task": "wrong"})
+        run.event("failed", "no such file")
+        run.data.mkdir()
+        run.begin({"task": "language-model"})
+        assert run.read_recipe() == {"task": "language-model"}
+        assert not run.data.exists()
 
 
 RECORDS = st.lists(
