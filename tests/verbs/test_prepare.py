@@ -1,0 +1,67 @@
+"""Data prepared once and shared by several runs."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luban.console import Show
+from luban.durable import sha256
+from luban.errors import InputError, Stopped
+from luban.signals import StopRequest
+from luban.training.faults import Faults
+from luban.verbs.prepare import prepare
+from luban.verbs.train import Tools, train
+
+
+def test_a_run_on_prepared_data_is_the_run_on_its_source(
+    small: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    report = prepare(small, out=tmp_path / "data")
+    assert report["split"]["train"]["documents"] + report["split"]["validation"]["documents"] == 80
+    with pytest.raises(InputError, match="exists already"):
+        prepare(small, out=tmp_path / "data")
+    shared = {**small, "data": {**small["data"], "source": str(tmp_path / "data")}}
+    run = train(shared, out=tmp_path / "run").folder
+    for name in ("model/model.safetensors", "metrics.jsonl"):
+        assert sha256(run / name) == sha256(finished / name)
+
+
+def test_prepared_data_that_changed_stops_a_resume(small: dict[str, Any], tmp_path: Path) -> None:
+    prepare(small, out=tmp_path / "data")
+    shared = {**small, "data": {**small["data"], "source": str(tmp_path / "data")}}
+    stop = StopRequest()
+    tools = Tools(Show(quiet=True), stop, Faults({("step", 2, 0): lambda: stop.ask("test")}))
+    with pytest.raises(Stopped):
+        train(shared, out=tmp_path / "run", tools=tools)
+    shutil.rmtree(tmp_path / "data")
+    prepare(small, "data.validation_fraction=0.3", out=tmp_path / "data")
+    with pytest.raises(InputError, match="changed since the run began"):
+        train(resume=tmp_path / "run")
+
+
+def test_a_layout_that_cannot_hold_the_model_is_refused_before_training(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"gpt2 has no .*kv_heads|cannot be that"):
+        train(small, "model.layout=gpt2", "model.kv_heads=1", out=tmp_path / "a")
+    with pytest.raises(InputError, match="mistral"):
+        train(small, "model.layout=mistral", "model.attention_bias=true", out=tmp_path / "b")
+    assert train(small, out=tmp_path / "b").result["status"] == "done"  # the folder is not burnt
+
+
+@pytest.mark.parametrize("layout", ["llama", "mistral", "qwen2", "gpt2"])
+def test_every_layout_trains_and_opens_in_transformers(
+    layout: str, small: dict[str, Any], tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import luban
+
+    run = train(small, f"model.layout={layout}", "train.steps=2", out=tmp_path / "run").folder
+    ours, theirs = luban.load(run), AutoModelForCausalLM.from_pretrained(run / "model")
+    ids = torch.arange(12).view(1, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.module(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
