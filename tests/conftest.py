@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 
+# Doctests are collected from modules; two conftest.py of one name cannot both be imported as such.
+collect_ignore_glob = ["*/conftest.py"]
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets: LUBAN_DATA, or ../shared/data beside the project."""

@@ -121,6 +121,7 @@ def test_a_run_that_never_came_to_its_first_step_is_begun_anew(tmp_path: Path) -
         run.begin({"task": "wrong"})
         run.event("failed", "no such file")
         run.data.mkdir()
+        (run.data / "manifest.json").write_text('{"kind": "prepared data"}')
         run.begin({"task": "language-model"})
         assert run.read_recipe() == {"task": "language-model"}
         assert not run.data.exists()

@@ -120,15 +120,19 @@ def train(
 
 
 def _tell_trained(folder: str, result: Mapping[str, Any], prompt: str) -> None:
+    if not result:  # only the first of several processes has a result
+        return
     from luban.console import duration, short
 
     primary = result["primary"]
+    value = "not finite" if primary["value"] is None else f"{primary['value']:.4f}"
     click.echo(
-        f"{primary['name']} {primary['value']:.4f} on held-out data after {result['steps']:,} steps, "
+        f"{primary['name']} {value} on held-out data after {result['steps']:,} steps, "
         f"{short(result['tokens'])} tokens, {duration(result['seconds'])}",
         err=True,
     )
     command = "luban" if shutil.which("luban") else sys.argv[0]
+    command = "python -m luban" if command.endswith("__main__.py") else command
     click.echo(f"\n  report    {folder}/report.html\n  model     {folder}/model", err=True)
     click.echo(f"  try it    {command} predict {folder} {shlex.quote(prompt)}", err=True)
     click.echo(f"  measure   {command} evaluate {folder} --data FILE\n", err=True)

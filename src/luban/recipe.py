@@ -352,6 +352,10 @@ class LanguageModelRecipe(Recipe):
                 raise ValueError(
                     f"model.layout gpt2 has no {', '.join(asked)}; leave it out, or choose another layout"
                 )
+        if self.evaluate.stride is not None and self.evaluate.stride > self.data.length:
+            raise ValueError(
+                f"evaluate.stride is at most data.length ({self.data.length}); lower it, or leave it out"
+            )
         if self.model.layout == "qwen2" and self.data.tokenizer == "char":
             raise ValueError(
                 "tools that read layout qwen2 replace a char tokenizer; choose layout qwen3 or llama"

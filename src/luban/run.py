@@ -14,6 +14,7 @@ from typing import Any
 
 from luban.durable import (
     DISK,
+    MANIFEST,
     FileSystem,
     json_bytes,
     read_json,
@@ -128,9 +129,8 @@ class Run:
         Raises:
             InputError: when the folder already holds a run or other files.
         """
-        if self.exists and not self.plan.exists() and not self.checkpoints.exists():
-            self.fs.remove(self.data)
-            for left in (self.machine, self.folder / "report.html", self.recipe):
+        if self._never_stepped():
+            for left in (self.data, self.machine, self.folder / "report.html", self.recipe):
                 self.fs.remove(left)
         if self.exists:
             raise InputError(
@@ -138,8 +138,9 @@ class Run:
                 received=str(self.folder),
                 fix=f"go on with it: luban train --resume {self.folder}; or choose another --out",
             )
-        mine = {log.path.name for log in (self.metrics, self.timings, self.samples, self.events)}
-        foreign = [p.name for p in self.folder.iterdir() if not p.name.startswith(".") and p.name not in mine]
+        foreign = [
+            p.name for p in self.folder.iterdir() if not p.name.startswith(".") and p != self.events.path
+        ]
         if foreign:
             raise InputError(
                 "the folder for the run is not empty",
@@ -147,6 +148,18 @@ class Run:
                 fix="choose a new or an empty folder for --out",
             )
         write_json(self.recipe, recipe, self.fs)
+
+    def _never_stepped(self) -> bool:
+        """Whether luban began a run here that did not come to its first step, and nothing of anybody else lies here."""
+        left = {self.recipe, self.data, self.machine, self.events.path, self.folder / "report.html"}
+        if not (self.exists and self.events.path.is_file()):
+            return False
+        if {p for p in self.folder.iterdir() if not p.name.startswith(".")} - left:
+            return False
+        manifest = self.data / MANIFEST
+        return not self.data.exists() or (
+            manifest.is_file() and read_json(manifest).get("kind") == "prepared data"
+        )
 
     def read_recipe(self) -> dict[str, Any]:
         """Return the resolved recipe the run was begun with.

@@ -65,3 +65,50 @@ def test_every_layout_trains_and_opens_in_transformers(
     ids = torch.arange(12).view(1, 12)
     with torch.no_grad():
         torch.testing.assert_close(ours.module(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_files_that_are_not_a_runs_are_never_removed(
+    small: dict[str, Any], text_file: Path, tmp_path: Path
+) -> None:
+    """A folder of the user's own may hold a recipe.json and a data folder."""
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    shutil.copy(text_file, project / "data" / "mine.jsonl")
+    (project / "recipe.json").write_text("{}")
+    with pytest.raises(InputError, match="already holds a run"):
+        train(small, out=project)
+    assert (project / "data" / "mine.jsonl").read_bytes() == text_file.read_bytes()
+
+
+def test_another_models_tokens_are_refused(small: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        '{"text": "quite other words, zebra quartz jig vex"}\n' * 3 + '{"text": "and one more of them"}\n'
+    )
+    data = {**small["data"], "source": str(other), "clean": None}
+    prepare({**small, "data": data}, out=tmp_path / "data")
+    started = {**small, "data": {**data, "source": str(tmp_path / "data")}, "model": {"start": str(finished)}}
+    with pytest.raises(InputError, match="in the model to start from"):
+        train(started, out=tmp_path / "run")
+
+
+def test_a_run_goes_on_without_the_model_it_started_from(
+    small: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "start")
+    recipe = {**small, "model": {"start": str(tmp_path / "start")}}
+    whole = train(recipe, out=tmp_path / "whole").folder
+    stop = StopRequest()
+    tools = Tools(Show(quiet=True), stop, Faults({("step", 5, 0): lambda: stop.ask("test")}))
+    with pytest.raises(Stopped):
+        train(recipe, out=tmp_path / "run", tools=tools)
+    shutil.rmtree(tmp_path / "start")
+    assert sha256(train(resume=tmp_path / "run").folder / "model/model.safetensors") == sha256(
+        whole / "model/model.safetensors"
+    )
+
+
+def test_odd_line_ends_in_samples_do_no_harm(small: dict[str, Any], tmp_path: Path) -> None:
+    prompts = {**small["evaluate"], "prompts": ["one\u2028two\u0085three"]}
+    outcome = train({**small, "evaluate": prompts}, out=tmp_path / "run")
+    assert [sample["prompt"] for sample in outcome.samples()] == ["one\u2028two\u0085three"]

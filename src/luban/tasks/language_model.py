@@ -82,7 +82,7 @@ class LanguageModel:
         length = recipe.data.length
         torch.manual_seed(recipe.train.seed)
         if start is not None:
-            _check_vocabulary(start.module, self.tokenizer)
+            _check_start(start, self.tokenizer, length)
             self.model: LanguageModule = start.module
         else:
             self.model = build(recipe.model, vocab_size=self.tokenizer.vocab_size, length=length)
@@ -309,12 +309,23 @@ def _tensors(windows: WindowBatch, first: int, device: torch.device) -> TextBatc
     )
 
 
-def _check_vocabulary(module: LanguageModule, tokenizer: Tokenizer) -> None:
-    rows = module.output_weight.shape[0]
+def _check_start(start: LoadedModel, tokenizer: Tokenizer, length: int) -> None:
+    """A model is trained on only with the tokens it knows, and no longer text than it can read."""
+    fix = "leave data.tokenizer out, or prepare the data with the tokenizer of the model to start from"
+    rows = start.module.output_weight.shape[0]
     if tokenizer.vocab_size > rows:
+        message = f"the tokenizer has {tokenizer.vocab_size} tokens, the model to start from has {rows}"
+        raise InputError(message, fix=fix)
+    if start.tokenizer is not None:
+        for number in range(tokenizer.vocab_size):
+            mine, its = tokenizer.token(number), start.tokenizer.token(number)
+            if mine != its:
+                message = f"token {number} is {mine!r} in the data and {its!r} in the model to start from"
+                raise InputError(message, fix=fix)
+    if length > start.module.config.max_length:
+        longest = start.module.config.max_length
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model to start from has {rows}",
-            fix="leave data.tokenizer out, so that the model's own tokenizer is used",
+            f"the model to start from reads at most {longest} tokens", received=length, where="data.length"
         )
 
 

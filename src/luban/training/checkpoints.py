@@ -104,12 +104,22 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self.load(step)
+                found = self.load(step)
             except CheckpointError as error:
                 self._warn(f"checkpoint of step {step} is not whole and was passed over: {error.message}")
+            else:
+                self._set_aside([later for later in steps if later > step])
+                return found
         if steps:
             raise CheckpointError(
                 f"none of the {len(steps)} checkpoints in {self.folder} is whole",
                 fix="restore one from a backup, or move the folder away to start from step 0",
             )
         return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Keep damaged checkpoints for whoever wants to look, under a name that no rotation counts."""
+        for step in steps:
+            aside = self.folder / f"damaged-{self.path(step).name}"
+            self._fs.remove(aside)
+            self._fs.replace(self.path(step), aside)

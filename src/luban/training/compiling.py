@@ -48,16 +48,25 @@ class Compiling:
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         self._wanted, self._tell = wanted, tell
 
-    def prepare(self, trial: Callable[[], object]) -> None:
+    def prepare(self, trial: Callable[[], object], agree: Callable[[bool], bool] = bool) -> None:
         """Compile, and run `trial` (forward and backward of one step) to see that it works.
 
         A compiler that is missing or fails costs one line, not the run.
+
+        Arguments:
+            trial: talks to no other rank.
+            agree: told whether this rank failed, says whether any did; all ranks compile, or none.
         """
         if not self._wanted:
             return
+        why = self._try(trial)
+        if agree(why is not None):
+            self._give_up(why or "it failed on another rank")
+
+    def _try(self, trial: Callable[[], object]) -> str | None:
+        """Return why compiling failed, or None."""
         if self._on_cpu and not (shutil.which("g++") or shutil.which("clang++")):
-            self._give_up("there is no C++ compiler")
-            return
+            return "there is no C++ compiler"
         try:
             for region in self._regions:
                 region.compile()
@@ -66,7 +75,8 @@ class Compiling:
             if stopped := _stop_behind(error):
                 raise stopped from None
             # Whatever a compiler raises, the run can go on without it; an error of the model comes again.
-            self._give_up((str(error).strip() or type(error).__name__).splitlines()[0][:200])
+            return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        return None
 
     def _give_up(self, why: str) -> None:
         self._wanted = False

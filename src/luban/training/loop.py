@@ -143,7 +143,7 @@ class Loop:
         self.learner, self.recipe, self.plan = learner, recipe, plan
         self._evaluate, self._minimise = evaluate, minimise
         self.checkpoints, self._record, self._forward = checkpoints, record, forward
-        self._stop, self._compiling, self._faults, self._clock, self._watch = (
+        self._stop, self.compiling, self._faults, self._clock, self._watch = (
             stop,
             compiling,
             faults,
@@ -170,7 +170,7 @@ class Loop:
         begun = self._clock() - self.progress.seconds
         self._saved_at = self._evaluated_at = self.progress.seconds
         self.learner.model.train()
-        self._compiling.prepare(self._trial)
+        self.compiling.prepare(self._trial, lambda failed: self.plan.sum([float(failed)])[0] > 0)
         while not self._done():
             self._faults.reach("step", self.progress.step, self.plan.rank)
             before = self.progress.seconds
@@ -197,7 +197,7 @@ class Loop:
         progress, started = self.progress, self._clock()
         self._faults.reach("evaluate", progress.step, self.plan.rank)
         self.learner.model.eval()
-        with self._compiling.paused(), torch.no_grad(), self._forward():
+        with self.compiling.paused(), torch.no_grad(), self._forward():
             figures = self._evaluate(progress.step)
         self.learner.model.train()
         progress.evaluations += 1
@@ -227,7 +227,7 @@ class Loop:
         if self.plan.rank == 0:
             progress.logs = dict(self._record.sync())
             tensors, scalars = self.optimizer.state()
-            state = {"progress": asdict(progress), "optimizer": scalars, "compile": self._compiling.state()}
+            state = {"progress": asdict(progress), "optimizer": scalars, "compile": self.compiling.state()}
             best = progress.best_step if self.recipe.patience is not None else None
             model = self.learner.model.state_dict()
             self.checkpoints.save(Checkpoint(progress.step, model, tensors, state), best=best)
@@ -237,16 +237,19 @@ class Loop:
         self._faults.reach("after-save", progress.step, self.plan.rank)
 
     def _trial(self) -> None:
-        """Run forward and backward of the step to come, and drop the gradients."""
+        """Run forward and backward of the step to come on this rank alone, and drop the gradients."""
         try:
-            self._gradients(self.learner.batches(self.progress.step, self.plan.rank, self.plan.ranks))
+            for batch in self.learner.batches(self.progress.step, self.plan.rank, self.plan.ranks):
+                with self._forward():
+                    loss = self.learner.loss(batch)
+                loss.backward()  # type: ignore[no-untyped-call]
         finally:
             self.learner.model.zero_grad(set_to_none=True)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.learner.model.load_state_dict(dict(checkpoint.model))
         self.optimizer.load_state(dict(checkpoint.optimizer), dict(checkpoint.state["optimizer"]))
-        self._compiling.load_state(checkpoint.state["compile"])
+        self.compiling.load_state(checkpoint.state["compile"])
         self.progress = Progress(**checkpoint.state["progress"])
         self._saved_step = checkpoint.step
 

@@ -7,6 +7,7 @@ The loop knows only the methods below, so that a plan which shards parameters ca
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterable
 from typing import Protocol
@@ -14,6 +15,9 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+PATIENCE = datetime.timedelta(days=7)
+"""How long a rank waits for the others: the first prepares data and evaluates alone, which may take hours."""
 
 
 class Plan(Protocol):
@@ -67,7 +71,7 @@ class DataParallel:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if self._device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if self._device.type == "cuda" else "gloo", timeout=PATIENCE)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
 
     def start(self, model: nn.Module) -> None:

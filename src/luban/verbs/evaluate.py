@@ -59,7 +59,7 @@ def evaluate(
     model = load(path)
     longest = model.module.config.max_length
     length = length or model.state.get("length") or min(longest, 1024)
-    stride = stride or (settings.evaluate.stride if settings else None) or length
+    stride = stride or min((settings.evaluate.stride if settings else None) or length, length)
     if not (2 <= length <= longest and 1 <= stride <= length):
         raise InputError(
             f"need 2 <= length <= {longest} (the model's longest text) and 1 <= stride <= length",

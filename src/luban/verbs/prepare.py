@@ -7,9 +7,11 @@ from typing import Any
 
 from luban import tasks
 from luban.console import Show
+from luban.data.fingerprint import is_prepared
 from luban.errors import InputError
 from luban.recipe_reader import read_recipe
 from luban.signals import StopRequest
+from luban.verbs.train import with_its_tokenizer
 
 
 def prepare(
@@ -23,7 +25,12 @@ def prepare(
     Raises:
         InputError: when the folder exists already, or the data cannot be used.
     """
-    settings = read_recipe(recipe, overrides, tasks.schema_of)
+    settings = with_its_tokenizer(read_recipe(recipe, overrides, tasks.schema_of))
+    source = getattr(getattr(settings, "data", None), "source", None)
+    if isinstance(source, str) and is_prepared(source):
+        raise InputError(
+            "the source is prepared already", received=source, fix="train on it: data.source=" + source
+        )
     folder, show, stop = Path(out), show or Show(quiet=True), StopRequest()
     if folder.exists():
         raise InputError(

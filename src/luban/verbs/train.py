@@ -17,11 +17,13 @@ import torch
 
 from luban import tasks
 from luban.console import Show, duration, short
+from luban.data.prepare import Prepared
 from luban.durable import read_json, write_json
 from luban.errors import InputError, LubanError, Stopped
 from luban.evaluation.report import write_report
 from luban.machine import MachineReport, peak_rss_bytes, probe, set_threads
 from luban.model_folder import LoadedModel, load_model, save_model
+from luban.models.layouts import new_module, read_config, write_config
 from luban.recipe import LanguageModelRecipe, Recipe
 from luban.recipe_reader import read_recipe
 from luban.run import Run
@@ -49,8 +51,8 @@ class Outcome:
     def samples(self) -> list[dict[str, Any]]:
         """Return what the model wrote at its last evaluation: `{"step", "prompt", "text"}` each."""
         path = self.folder / "samples.jsonl"
-        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        written = [json.loads(line) for line in lines]
+        lines = path.read_text("utf-8").split("\n") if path.is_file() else []
+        written = [json.loads(line) for line in lines if line]
         return [sample for sample in written if sample["step"] == written[-1]["step"]]
 
     @property
@@ -115,6 +117,9 @@ def train(
             fix=fix,
         )
     plan = plan_from_environment()
+    if plan.ranks > 1 and out is None and resume is None:
+        plan.close()
+        raise InputError("several processes need one folder", fix="add --out DIR")
     if plan.rank > 0:
         tools.show = Show(quiet=True)
     try:
@@ -124,7 +129,7 @@ def train(
                 settings = read_recipe(run.read_recipe(), (), tasks.schema_of)
             else:
                 assert recipe is not None
-                settings = _with_its_tokenizer(read_recipe(recipe, overrides, tasks.schema_of))
+                settings = with_its_tokenizer(read_recipe(recipe, overrides, tasks.schema_of))
                 run = Run(Path(out) if out is not None else _new_folder(settings))
             with run.lock() if plan.rank == 0 else contextlib.nullcontext():
                 return _Training(run, settings, plan, tools, resuming=resume is not None).do()
@@ -144,6 +149,8 @@ class _Training:
         if self.resuming and run.result.is_file():
             result: dict[str, Any] = read_json(run.result)
             show.line(f"{run.folder} is finished")
+            if self.first and not (run.folder / "report.html").is_file():
+                write_report(run.folder, run.fs)
             return Outcome(run.folder, result)
         if self.first and not self.resuming:
             run.begin(self.recipe.model_dump(mode="json"))
@@ -199,7 +206,7 @@ class _Training:
             show.line(machine.first_line())
             write_json(run.machine, machine.as_json(), run.fs)
             if not plan:
-                plan = self._decide(task, machine, data.fingerprint["sha256"])
+                plan = self._decide(task, machine, data)
                 write_json(run.plan, plan, run.fs)
             if machine.threads != plan["threads"]:
                 show.line(
@@ -211,9 +218,15 @@ class _Training:
 
     def _start_model(self) -> LoadedModel | None:
         start = getattr(getattr(self.recipe, "model", None), "start", None)
-        return load_model(model_folder_of(Path(start))) if start else None
+        if not start:
+            return None
+        if self.resuming and self.run.plan.is_file() and any(self.run.checkpoints.glob("step-*")):
+            # The weights come from a checkpoint; the folder the run started from may be gone or have changed.
+            module = new_module(read_config(read_json(self.run.plan)["model"]))
+            return LoadedModel(module, None, module.config.layout, {})
+        return load_model(model_folder_of(Path(start)))
 
-    def _decide(self, task: Task, machine: MachineReport, fingerprint: str) -> dict[str, Any]:
+    def _decide(self, task: Task, machine: MachineReport, data: Prepared) -> dict[str, Any]:
         """Fix what must not change within a run: dtype, compile, and what a step costs."""
         settings = self.recipe.train
         batches = task.batches(0, 0, 1)
@@ -240,7 +253,9 @@ class _Training:
             "step_tokens": tokens,
             "expected_seconds": round(expected, 1),
             "ranks": self.plan.ranks,
-            "data": fingerprint,
+            "data": str(data.folder.absolute()) if data.folder != self.run.data else None,
+            "fingerprint": data.fingerprint["sha256"],
+            "model": write_config(cast(LanguageModule, task.model).config),
         }
 
     def _loop(self, task: Task, machine: MachineReport, plan: Mapping[str, Any]) -> Loop:
@@ -315,7 +330,8 @@ class _Training:
             show.line(f"kept the best model: that of step {progress.best_step}")
         show.stage("evaluating", 0.0)
         task.model.eval()
-        evaluation = task.evaluate(stop=self.tools.stop.check)
+        with loop.compiling.paused():
+            evaluation = task.evaluate(stop=self.tools.stop.check)
         write_json(run.evaluation, evaluation.as_json(), run.fs)
         result = self._result(evaluation, progress)
         card = model_card(self.recipe, evaluation, result)
@@ -350,7 +366,7 @@ class _Training:
         }
 
 
-def _with_its_tokenizer(recipe: Recipe) -> Recipe:
+def with_its_tokenizer(recipe: Recipe) -> Recipe:
     """Let a model that is started from another read text with that one's tokenizer, unless the recipe names one."""
     if (
         not isinstance(recipe, LanguageModelRecipe)

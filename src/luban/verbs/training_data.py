@@ -53,7 +53,7 @@ def open_data(
 
 def _check_same_folder(run: Run, data: Prepared) -> None:
     """A folder that several runs share must still hold what it held when this run began."""
-    began = read_json(run.plan).get("data") if run.plan.is_file() else None
+    began = read_json(run.plan).get("fingerprint") if run.plan.is_file() else None
     if began is not None and began != data.fingerprint["sha256"]:
         raise InputError(
             f"the prepared data in {data.folder} changed since the run began: "
