@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-
 # Doctests are collected from modules; two conftest.py of one name cannot both be imported as such.
 collect_ignore_glob = ["*/conftest.py"]
 
