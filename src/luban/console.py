@@ -137,10 +137,13 @@ class Show:
             self._live = None
 
     def _draw(self, name: str, fraction: float, facts: str) -> None:
+        free = self._console.width - len(facts) - 8
+        label = name if free - len(name) >= 6 else ""
+        bar = ProgressBar(total=1.0, completed=min(1.0, fraction), width=max(4, min(24, free - len(label))))
         row = Table.grid(padding=(0, 1))
-        row.add_row(
-            name, ProgressBar(total=1.0, completed=min(1.0, fraction), width=24), f"{fraction:4.0%}", facts
-        )
+        for _ in range(4):
+            row.add_column(no_wrap=True)
+        row.add_row(label, bar, f"{fraction:4.0%}", facts)
         if self._live is None:
             self._live = Live(row, console=self._console, transient=True, auto_refresh=False)
             self._live.start()
