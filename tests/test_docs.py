@@ -132,7 +132,8 @@ def test_a_wrong_command_would_be_noticed(wrong: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_recipes_are_read(page: Path) -> None:
     for block in blocks(page, "yaml"):
-        read_recipe(yaml.safe_load(block), (), schema_of)
+        written = yaml.safe_load(block)
+        assert read_recipe(written, (), schema_of).task == written["task"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -484,7 +484,9 @@ def test_any_json_gives_a_page(tmp_path: Path, files: dict[str, Any], logs: dict
         (run / f"{name}.json").write_text(json.dumps(value))
     for name, rows in logs.items():
         (run / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Page(_report(run))
+    page = _report(run)
+    Page(page)
+    assert page.rstrip().endswith("</html>")
 
 
 @pytest.fixture(scope="module")

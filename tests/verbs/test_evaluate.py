@@ -106,9 +106,11 @@ def test_logits_of_the_module_are_plain_tensors(finished: Path) -> None:
 
 def test_prompts_come_from_everywhere_and_bad_rows_are_named(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "the king"}\n{"text": "a small"}\n{"other": 1}\nnot json\n"bare"\n')
+    path.write_text(
+        '{"prompt": "the king"}\n{"text": "a small"}\n{"other": 1}\nnot json\n"bare"\n"half \\ud83d"\n'
+    )
     answers = list(predict(finished, ["first"], source=path, max_tokens=4, temperature=0))
-    assert [answer["row"] for answer in answers] == list(range(6))
+    assert [answer["row"] for answer in answers] == list(range(7))
     assert [answer.get("prompt") for answer in answers] == [
         "first",
         "the king",
@@ -116,8 +118,9 @@ def test_prompts_come_from_everywhere_and_bad_rows_are_named(finished: Path, tmp
         None,
         None,
         "bare",
+        None,
     ]
-    assert "error" in answers[3] and "error" in answers[4]
+    assert "error" in answers[3] and "error" in answers[4] and "error" in answers[6]
     lines = io.StringIO("the king\n\na small\n")
     again = list(predict(finished, source=lines, max_tokens=4, temperature=0))
     assert [answer["text"] for answer in again] == [answers[1]["text"], answers[2]["text"]]

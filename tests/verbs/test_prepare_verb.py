@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import luban
 from luban.console import Show
 from luban.durable import sha256
 from luban.errors import InputError, Stopped
@@ -16,14 +17,17 @@ from luban.verbs.train import Tools, train
 
 
 def test_a_run_on_prepared_data_is_the_run_on_its_source(
-    small: dict[str, Any], finished: Path, tmp_path: Path
+    small: dict[str, Any], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     report = prepare(small, out=tmp_path / "data")
     assert report["split"]["train"]["documents"] + report["split"]["validation"]["documents"] == 80
     with pytest.raises(InputError, match="exists already"):
         prepare(small, out=tmp_path / "data")
-    shared = {**small, "data": {**small["data"], "source": str(tmp_path / "data")}}
+    shared = {**small, "data": {**small["data"], "source": "data"}}
     run = train(shared, out=tmp_path / "run").folder
+    monkeypatch.chdir(tmp_path / "run")
+    assert luban.evaluate(run).counts == luban.evaluate(finished).counts
     for name in ("model/model.safetensors", "metrics.jsonl"):
         assert sha256(run / name) == sha256(finished / name)
 
@@ -57,8 +61,6 @@ def test_every_layout_trains_and_opens_in_transformers(
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
-
-    import luban
 
     run = train(small, f"model.layout={layout}", "train.steps=2", out=tmp_path / "run").folder
     ours, theirs = luban.load(run), AutoModelForCausalLM.from_pretrained(run / "model")

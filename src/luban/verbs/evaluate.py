@@ -13,6 +13,7 @@ from luban.data.prepare import Prepared, is_prepared
 from luban.data.reading import read_rows
 from luban.data.shards import ShardWriter, TokenShards
 from luban.data.sources import find_files
+from luban.durable import read_json
 from luban.errors import InputError
 from luban.machine import set_threads
 from luban.recipe import LanguageModelRecipe, TextData, TextEvaluation, TrainRecipe
@@ -104,9 +105,8 @@ def _held_out(folder: Path) -> TokenShards:
         raise InputError(
             "a model folder has no held-out text of its own", received=str(folder), fix="add --data FILE"
         )
-    settings = _run_settings(folder)
-    source = settings.data.source if settings else ""
-    place = Path(source) if isinstance(source, str) and is_prepared(Path(source)) else run.data
+    elsewhere = read_json(run.plan).get("data") if run.plan.is_file() else None
+    place = Path(elsewhere) if elsewhere else run.data
     if not is_prepared(place):
         raise InputError("the run has no prepared data", received=str(place), fix="add --data FILE")
     return Prepared(place).validation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from luban.data.tokenizer import Tokenizer
 from luban.errors import InputError
@@ -57,11 +57,16 @@ class Model:
         prompts, answers = [], []
         for index, row in enumerate(rows):
             prompt = row.get("prompt", row.get("text")) if isinstance(row, Mapping) else row
-            answers.append(_refusal(index, row) if not isinstance(prompt, str) else {"prompt": prompt})
-            if isinstance(prompt, str):
+            answers.append({"prompt": prompt} if _is_text(prompt) else _refusal(index, row))
+            if _is_text(prompt):
                 prompts.append(prompt)
         texts = iter(self.generate(prompts, **settings) if prompts else [])
         return [answer if "error" in answer else {**answer, "text": next(texts)} for answer in answers]
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether `value` is a string that UTF-8 can write: JSON may hold half a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _refusal(index: int, row: object) -> dict[str, Any]:
