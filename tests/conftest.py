@@ -3,7 +3,12 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# Tests check what is done, not how long it takes: a busy machine must not fail one.
+hypothesis.settings.register_profile("luban", deadline=None)
+hypothesis.settings.load_profile("luban")
 
 # Doctests are collected from modules; two conftest.py of one name cannot both be imported as such.
 collect_ignore_glob = ["*/conftest.py"]

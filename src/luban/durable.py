@@ -92,19 +92,20 @@ def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
         fix = "check the disk and its permissions, then go on with: luban train --resume DIR"
         message = f"cannot write {path}: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message += f" ({_free_bytes(path):,} bytes free" + (f", {needed:,} needed)" if needed else ")")
+            message += f" ({free_bytes(path):,} bytes free" + (f", {needed:,} needed)" if needed else ")")
             fix = "free some space, then go on with: luban train --resume DIR"
         raise StorageError(message, fix=fix) from error
 
 
-def _free_bytes(path: Path) -> int:
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free where `path` is, or will be."""
     existing = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
     return shutil.disk_usage(existing).free
 
 
 def write_bytes(path: Path, data: bytes, fs: FileSystem = DISK) -> None:
     """Write `data` to `path` so that a crash leaves either the old content or all of the new."""
-    write_file(path, lambda file: fs.write(file, data), fs)
+    write_file(path, lambda file: fs.write(file, data), fs, needed=len(data))
 
 
 def write_text(path: Path, text: str, fs: FileSystem = DISK) -> None:
@@ -136,10 +137,16 @@ def json_bytes(value: Any, indent: int | None = None) -> bytes:
         return (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode("ascii")
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], None], fs: FileSystem = DISK) -> None:
-    """Let `write` fill a new file that replaces `path` atomically once it is on the device."""
+def write_file(
+    path: Path, write: Callable[[BinaryIO], None], fs: FileSystem = DISK, needed: int | None = None
+) -> None:
+    """Let `write` fill a new file that replaces `path` atomically once it is on the device.
+
+    Arguments:
+        needed: bytes of the file, for the message when the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with storage_errors(path):
+    with storage_errors(path, needed):
         try:
             with fs.open_write(temporary) as file:
                 write(file)
@@ -150,6 +157,25 @@ def write_file(path: Path, write: Callable[[BinaryIO], None], fs: FileSystem = D
                 temporary.unlink(missing_ok=True)
             raise
         fs.sync_folder(path.parent)
+
+
+def make_folders(folder: Path, fs: FileSystem = DISK) -> None:
+    """Create `folder` and its missing parents, each name of them durable; one that stands there is fine.
+
+    Raises:
+        FileExistsError, NotADirectoryError: a file is in the way.
+    """
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        try:
+            fs.make_folder(new)
+        except FileExistsError:
+            if not new.is_dir():
+                raise
+        fs.sync_folder(new.parent)
 
 
 def read_json(path: Path) -> Any:
@@ -169,6 +195,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files below `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
 @contextlib.contextmanager
 def new_folder(target: Path, fs: FileSystem = DISK, extra: dict[str, Any] | None = None) -> Iterator[Path]:
     """Fill a temporary folder, then make it `target`, whole and verified, or not at all.
@@ -181,7 +212,7 @@ def new_folder(target: Path, fs: FileSystem = DISK, extra: dict[str, Any] | None
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     aside = temporary.with_suffix(".old")
     with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(target.parent, fs)
         fs.make_folder(temporary)
         try:
             yield temporary

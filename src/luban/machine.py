@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from luban import __version__
 from luban.errors import InputError
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -51,7 +52,7 @@ class MachineReport:
         dtype: "float32" or "bfloat16". why: the reason for it, in words.
         peak_flops: measured rate of matrix products at that dtype, FLOP/s.
         bandwidth: measured rate of memory, bytes read plus bytes written per second.
-        torch, python, platform: versions.
+        torch, python, platform, luban: versions.
     """
 
     device: str
@@ -66,6 +67,7 @@ class MachineReport:
     torch: str
     python: str
     platform: str
+    luban: str
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as machine.json holds it."""
@@ -103,6 +105,7 @@ def probe(width: int, tokens: int, wanted: str = "auto", device: str = "auto") -
         torch=str(torch.__version__),
         python=platform.python_version(),
         platform=platform.platform(),
+        luban=__version__,
     )
 
 
@@ -145,6 +148,13 @@ def choose_dtype(
 def measure_matmul(dtype: torch.dtype, size: int, device: str = "cpu") -> float:
     """Return FLOP/s of square matrix products of that size; the fastest of a few."""
     return _flops(dtype, (size, size, size), device)
+
+
+def matrix_rate(device: str = "auto") -> float:
+    """Return FLOP/s of matrix products at the dtype that is faster here."""
+    device = choose_device(device)
+    rates = (measure_matmul(dtype, _PEAK_SIZE[device], device) for dtype in (torch.float32, torch.bfloat16))
+    return max(rates)
 
 
 def measure_bandwidth(device: str = "cpu") -> float:
@@ -202,7 +212,7 @@ def usable_cores(cgroup: Path = CGROUP, topology: Path = TOPOLOGY) -> int:
         cores = len({_siblings(topology, cpu) for cpu in allowed})
     else:
         cores = os.cpu_count() or 1
-    quota = _cpu_quota(cgroup)
+    quota = cpu_quota(cgroup)
     return max(1, cores if quota is None else min(cores, int(quota + 0.5)))
 
 
@@ -229,7 +239,7 @@ def memory_available(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"
     return available if limit is None or used is None else max(0, min(available, limit - used))
 
 
-def _cpu_quota(cgroup: Path) -> float | None:
+def cpu_quota(cgroup: Path = CGROUP) -> float | None:
     """Return the processors a container may use (cgroup 2, then 1), None where there is no limit."""
     words = _line(cgroup / "cpu.max").split()
     if len(words) == 2 and words[0].isdigit():
@@ -285,6 +295,11 @@ def extras() -> dict[str, bool]:
         extra: all(importlib.util.find_spec(module) is not None for module in modules)
         for extra, modules in _EXTRAS.items()
     }
+
+
+def missing_modules(extra: str) -> list[str]:
+    """Return the modules of an extra that are not installed."""
+    return [module for module in _EXTRAS[extra] if importlib.util.find_spec(module) is None]
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from luban.errors import RecipeError
+
+T = TypeVar("T")
 _STEPS = re.compile(r"[0-9]{1,18}")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|m|h)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -86,6 +89,21 @@ def _written(interval: Interval) -> int | str:
     return interval.steps if interval.steps is not None else str(interval)
 
 
+def settled(value: T | None, key: str) -> T:
+    """Return the value of a key that a recipe may leave open, once it is chosen.
+
+    Raises:
+        RecipeError: when nothing chose it.
+
+    Example:
+        >>> settled(8, "train.batch")
+        8
+    """
+    if value is None:
+        raise RecipeError(f"{key} is open, and nothing has chosen it", fix=f"give {key}")
+    return value
+
+
 Every = Annotated[Interval, BeforeValidator(Interval.parse), PlainSerializer(_written)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -152,8 +170,8 @@ class TextData(Section):
     """Most tokens a trained tokenizer may have, special ones included; `bpe` needs at least 257."""
     byte_fallback: bool = True
     """With `char`: write a character the vocabulary lacks as its UTF-8 bytes, not as one unknown token."""
-    length: Annotated[int, Field(ge=2)] = 256
-    """Tokens the model reads at once."""
+    length: Annotated[int, Field(ge=2)] | None = None
+    """Tokens the model reads at once; null means chosen."""
     attention: Literal["stream", "document"] = "stream"
     """`stream` attends across the ends of documents within a window, `document` only within a document."""
     workers: Annotated[int, Field(ge=0)] = 0
@@ -187,12 +205,12 @@ class DecoderModel(Section):
     start: str | None = None
     """A run or a model folder whose weights, shape and tokenizer training starts from; the other keys of
     `model` then mean nothing."""
-    layers: Positive = 6
-    """Blocks of attention and MLP."""
-    width: Positive = 256
-    """Dimensions of the hidden state."""
-    heads: Positive = 4
-    """Attention heads."""
+    layers: Positive | None = None
+    """Blocks of attention and MLP; null means chosen for the budget, the machine and the text."""
+    width: Positive | None = None
+    """Dimensions of the hidden state; null means chosen with `layers`."""
+    heads: Positive | None = None
+    """Attention heads; null means as many as `width` has 32 dimensions, or 64 from a width of 256 on."""
     kv_heads: Positive | None = None
     """Heads of keys and values (grouped-query attention); null means as many as `heads`."""
     head_dim: Positive | None = None
@@ -215,7 +233,9 @@ class DecoderModel(Section):
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
-        if self.head_dim is None and self.width % self.heads:
+        if self.heads is None:
+            return self
+        if self.width is not None and self.head_dim is None and self.width % self.heads:
             raise ValueError(
                 f"width ({self.width}) is not a multiple of heads ({self.heads}); set head_dim or change one"
             )
@@ -233,14 +253,14 @@ class TrainRecipe(Section):
     """Budget in tokens seen; the step that reaches it is the last."""
     steps: Positive | None = None
     """Budget in optimizer steps."""
-    batch: Positive = 16
-    """Windows of `data.length` tokens in a step, over all micro-batches and processes."""
+    batch: Positive | None = None
+    """Windows of `data.length` tokens in a step, over all micro-batches and processes; null means chosen."""
     micro_batch: Positive | None = None
     """Windows computed at once; null means about 16,384 tokens. The gradient is the same for every split."""
     optimizer: Literal["sgd", "rmsprop", "adam", "adamw", "muon"] = "muon"
     """`muon` takes the matrices of hidden layers and leaves all else to AdamW."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
-    """The highest rate of the schedule; Muon's is in AdamW's units."""
+    learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    """The highest rate of the schedule; Muon's is in AdamW's units. null means chosen."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """On matrices only; decoupled from the gradient with adamw and muon, added to it with the others."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
@@ -261,6 +281,13 @@ class TrainRecipe(Section):
     """Where the rate comes down to, as a share of `learning_rate`."""
     clip: Annotated[float, Field(gt=0.0)] | None = 1.0
     """Longest gradient (2-norm over all parameters); a longer one is shortened to it. null clips nothing."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When a loss or a gradient is NaN or infinite, the step is not applied: `stop` ends the run there, `skip`
+    leaves the step out, counts it, and ends the run at the fifth in a row."""
+    on_out_of_memory: Literal["stop", "halve"] = "stop"
+    """When memory does not suffice for a micro-batch: `stop` ends the run and names a smaller one, `halve` does
+    the step again, and the rest of the run, in micro-batches of half as many windows. The batch of a step stays
+    the same, its gradient too but for rounding and for what dropout draws."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` takes bfloat16 only where it is measured 1.25 times as fast as float32."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -352,10 +379,9 @@ class LanguageModelRecipe(Recipe):
                 raise ValueError(
                     f"model.layout gpt2 has no {', '.join(asked)}; leave it out, or choose another layout"
                 )
-        if self.evaluate.stride is not None and self.evaluate.stride > self.data.length:
-            raise ValueError(
-                f"evaluate.stride is at most data.length ({self.data.length}); lower it, or leave it out"
-            )
+        stride, length = self.evaluate.stride, self.data.length
+        if stride is not None and length is not None and stride > length:
+            raise ValueError(f"evaluate.stride is at most data.length ({length}); lower it, or leave it out")
         if self.model.layout == "qwen2" and self.data.tokenizer == "char":
             raise ValueError(
                 "tools that read layout qwen2 replace a char tokenizer; choose layout qwen3 or llama"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from luban.data.shards import TokenShards
 from luban.data.tokenizer import Tokenizer
 from luban.data.windows import WindowBatch, Windows, sequential
 from luban.errors import InputError
+from luban.metrics.document_losses import document_losses
 from luban.metrics.text_loss import LN2, TextLoss
 from luban.model_folder import LoadedModel
 from luban.models.decoder import Decoder, DecoderConfig
@@ -24,8 +26,9 @@ from luban.models.gpt2 import GPT2, GPT2Config
 from luban.models.layouts import new_module, write_config
 from luban.models.loss import cross_entropy_sum, token_losses
 from luban.models.rope import Llama3Scaling
-from luban.recipe import DecoderModel, LanguageModelRecipe
-from luban.tasks.base import Evaluation
+from luban.recipe import DecoderModel, LanguageModelRecipe, settled
+from luban.tasks.base import Choice, Evaluation, Machine
+from luban.tasks.text_budget import choose, expected_loss, text_of
 from luban.tasks.text_generation import generate_text
 
 LanguageModule = Decoder | GPT2
@@ -34,6 +37,7 @@ MICRO_BATCH_TOKENS = 16_384
 QUICK_TOKENS = 16_384
 EVALUATION_TOKENS = 8_192
 SHOWN = 5
+SHOWN_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,18 @@ class TextBatch:
     segments: Tensor | None
     positions: Tensor | None
     count: int
-    first: int
+    describe: Callable[[], Mapping[str, Any]]
+    """Names the windows: their places in the order of training, and where each begins."""
+
+    @property
+    def rows(self) -> int:
+        """Windows."""
+        return len(self.inputs)
 
     @property
     def tokens(self) -> int:
         """Tokens that pass through the model."""
         return self.inputs.numel()
-
-    def describe(self) -> Mapping[str, Any]:
-        """Name the windows: their places in the order of training."""
-        return {"first_window": self.first, "windows": len(self.inputs)}
 
 
 class LanguageModel:
@@ -75,11 +81,20 @@ class LanguageModel:
         """Clean, tokenise and pack the text; see luban.data.prepare."""
         return prepare(recipe.data, folder, stop=stop, progress=progress)
 
+    @staticmethod
+    def choose(
+        recipe: LanguageModelRecipe, prepared: Prepared, machine: Machine, start: LoadedModel | None = None
+    ) -> dict[str, Choice]:
+        """Choose shape, length, batch, rate and tokens where the recipe leaves them open."""
+        return choose(recipe, prepared, machine, start)
+
     def __init__(
         self, recipe: LanguageModelRecipe, prepared: Prepared, *, start: LoadedModel | None = None
     ) -> None:
         self.settings, self.data, self.tokenizer = recipe, prepared, prepared.tokenizer
-        length = recipe.data.length
+        self._started = start is not None
+        self._length = length = settled(recipe.data.length, "data.length")
+        self._batch = settled(recipe.train.batch, "train.batch")
         torch.manual_seed(recipe.train.seed)
         if start is not None:
             _check_start(start, self.tokenizer, length)
@@ -90,20 +105,37 @@ class LanguageModel:
             prepared.train, length=length, seed=recipe.train.seed, attention=recipe.data.attention
         )
 
-    def batches(self, step: int, rank: int, ranks: int) -> list[TextBatch]:
-        """Return the rank's share of the step's windows, cut into micro-batches."""
-        batch = self.settings.train.batch
+    def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> list[TextBatch]:
+        """Return the rank's share of the step's windows, cut into micro-batches of at most `size` windows."""
+        batch = self._batch
         first, last = step * batch + batch * rank // ranks, step * batch + batch * (rank + 1) // ranks
-        size = self.settings.train.micro_batch or max(1, MICRO_BATCH_TOKENS // self.settings.data.length)
+        size = size or self.settings.train.micro_batch or max(1, MICRO_BATCH_TOKENS // self._length)
         device = next(self.model.parameters()).device
         return [
-            _tensors(self._windows.batch(at, min(size, last - at)), at, device)
+            _tensors(
+                self._windows.batch(at, min(size, last - at)),
+                partial(self._describe, at, min(size, last - at)),
+                device,
+            )
             for at in range(first, last, size)
         ]
 
+    def _describe(self, first: int, count: int) -> dict[str, Any]:
+        """Name windows by place, by the document of the training side each begins in, and by their first words."""
+        shards = self.data.train
+        begins = self._windows.starts(first, count)[:, 0]
+        rows = [
+            {
+                "document": int(document),
+                "text": self.tokenizer.decode(shards.read(at, min(at + SHOWN_TOKENS, len(shards))).tolist()),
+            }
+            for at, document in zip(begins.tolist(), shards.document_of(begins), strict=True)
+        ]
+        return {"first_window": first, "windows": count, "rows": rows}
+
     def epoch(self, step: int) -> float:
         """Return how many times the training text was seen after `step` steps."""
-        return step * self.settings.train.batch / self._windows.per_epoch
+        return step * self._batch / self._windows.per_epoch
 
     def loss(self, batch: TextBatch) -> Tensor:
         """Return the negative log-likelihood in nats, summed over the target tokens."""
@@ -126,6 +158,37 @@ class LanguageModel:
             self._measure(limit=None, stop=stop), self.settings, self.data.validation, self.tokenizer
         )
 
+    def evaluation_tokens(self) -> int:
+        """Return how many tokens pass through the model in `evaluate`; overlapping contexts count each time."""
+        stride = self.settings.evaluate.stride or self._length
+        return len(self.data.validation) * self._length // stride
+
+    def largest_evaluation(self) -> int:
+        """Compute the largest batch of `evaluate` and return its tokens."""
+        rows = max(1, EVALUATION_TOKENS // self._length)
+        ids = torch.arange(rows * self._length, device=next(self.model.parameters()).device)
+        ids = (ids % self.tokenizer.vocab_size).view(rows, self._length)
+        token_losses(self.model.hidden(ids), self.model.output_weight, ids)
+        return ids.numel()
+
+    def views(self, count: int) -> list[str]:
+        """Show windows as the model reads them: its tokens, with a bar between them."""
+        windows = self._windows.batch(0, count).inputs.tolist()
+        return ["|".join(map(self._shown, ids)) for ids in windows]
+
+    def _shown(self, token: int) -> str:
+        end = token == self.tokenizer.end_id
+        return self.tokenizer.token(token) or "" if end else self.tokenizer.decode([token])
+
+    def expected(self, tokens: int) -> dict[str, float]:
+        """Return the nats per character that models of this shape reached on such text after so many tokens."""
+        if self._started or self.settings.model.layout == "gpt2":
+            return {}
+        config = self.model.config
+        text = text_of(self.data)
+        loss = expected_loss(text, layers=config.layers, width=config.width, tokens=tokens)
+        return {"nats_per_character": loss * text.tokens_per_character}
+
     def samples(self) -> list[dict[str, str]]:
         """Continue the recipe's prompts, or the openings of held-out documents where it has none."""
         tokens = self.settings.evaluate.sample_tokens
@@ -147,19 +210,17 @@ class LanguageModel:
         """Return what is needed to evaluate the model the same way elsewhere."""
         return {
             "task": self.name,
-            "length": self.settings.data.length,
+            "length": self._length,
             "primary": self.settings.evaluate.primary,
         }
 
     def _measure(self, *, limit: int | None, stop: Callable[[], None]) -> TextLoss:
-        length = self.settings.data.length
-        stride = self.settings.evaluate.stride or length
         return measure(
             self.model,
             self.data.validation,
             self.tokenizer.end_id,
-            length=length,
-            stride=stride,
+            length=self._length,
+            stride=self.settings.evaluate.stride or self._length,
             limit=limit,
             stop=stop,
         )
@@ -184,25 +245,26 @@ def build(recipe: DecoderModel, *, vocab_size: int, length: int) -> LanguageModu
 
 
 def _gpt2(recipe: DecoderModel, vocab_size: int, length: int) -> GPT2Config:
+    width = settled(recipe.width, "model.width")
     return GPT2Config(
         vocab_size=vocab_size,
-        layers=recipe.layers,
-        width=recipe.width,
-        heads=recipe.heads,
-        mlp_width=recipe.mlp_width or 4 * recipe.width,
+        layers=settled(recipe.layers, "model.layers"),
+        width=width,
+        heads=settled(recipe.heads, "model.heads"),
+        mlp_width=recipe.mlp_width or 4 * width,
         dropout=recipe.dropout,
         max_length=length,
     )
 
 
 def _decoder(recipe: DecoderModel, vocab_size: int, length: int) -> DecoderConfig:
-    scaling = recipe.rope_scaling
+    scaling, width = recipe.rope_scaling, settled(recipe.width, "model.width")
     return DecoderConfig(
         layout=recipe.layout,
         vocab_size=vocab_size,
-        layers=recipe.layers,
-        width=recipe.width,
-        heads=recipe.heads,
+        layers=settled(recipe.layers, "model.layers"),
+        width=width,
+        heads=settled(recipe.heads, "model.heads"),
         kv_heads=recipe.kv_heads or 0,
         head_dim=recipe.head_dim or 0,
         mlp_width=recipe.mlp_width or 0,
@@ -216,7 +278,7 @@ def _decoder(recipe: DecoderModel, vocab_size: int, length: int) -> DecoderConfi
         dropout=recipe.dropout,
         max_length=max(length, 2048),
         # Measured: benchmarks/LOG.md.
-        init_std=recipe.width**-0.5,
+        init_std=width**-0.5,
         zero_init_projections=True,
     )
 
@@ -291,10 +353,21 @@ def evaluation_of(
         counts=measured.counts(),
         worst=passages(per_document[::-1][:shown]),
         best=passages(per_document[:shown]),
+        documents=document_losses(measured, _texts(measured, shards, tokenizer)),
     )
 
 
-def _tensors(windows: WindowBatch, first: int, device: torch.device) -> TextBatch:
+def _texts(measured: TextLoss, shards: TokenShards, tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
+    """Yield text and token ids of each measured document, without the end token."""
+    for document in sorted(measured.tokens):
+        first, size = int(shards.documents[document][0]), int(shards.documents[document][1])
+        ids = shards.read(first, first + size - 1).tolist()
+        yield tokenizer.decode(ids), ids
+
+
+def _tensors(
+    windows: WindowBatch, describe: Callable[[], Mapping[str, Any]], device: torch.device
+) -> TextBatch:
     def tensor(array: Any) -> Tensor | None:
         return None if array is None else torch.from_numpy(array).to(device)
 
@@ -305,7 +378,7 @@ def _tensors(windows: WindowBatch, first: int, device: torch.device) -> TextBatc
         tensor(windows.segments),
         tensor(windows.positions),
         int(windows.targets_count),
-        first,
+        describe,
     )
 
 

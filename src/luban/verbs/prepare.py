@@ -11,7 +11,7 @@ from luban.data.fingerprint import is_prepared
 from luban.errors import InputError
 from luban.recipe_reader import read_recipe
 from luban.signals import StopRequest
-from luban.verbs.train import with_its_tokenizer
+from luban.verbs.beginning import with_its_tokenizer
 
 
 def prepare(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import json
 import math
@@ -13,32 +12,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from luban import tasks
-from luban.console import Show, duration, short
-from luban.data.prepare import Prepared
-from luban.durable import read_json, write_json
+from luban.console import Show
+from luban.durable import folder_bytes, read_json, write_json
 from luban.errors import InputError, LubanError, Stopped
 from luban.evaluation.report import write_report
-from luban.machine import MachineReport, peak_rss_bytes, probe, set_threads
-from luban.model_folder import LoadedModel, load_model, save_model
-from luban.models.layouts import new_module, read_config, write_config
-from luban.recipe import LanguageModelRecipe, Recipe
+from luban.machine import MachineReport, peak_rss_bytes
+from luban.model_folder import save_model
+from luban.planning.forecast import Forecast
+from luban.recipe import Recipe
 from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
 from luban.tasks.base import Evaluation, Task
 from luban.tasks.language_model import LanguageModule
-from luban.training.checkpoints import Checkpoint, Checkpoints
-from luban.training.compiling import Compiling, pays
+from luban.training.checkpoints import Checkpoint, Checkpoints, bytes_needed, check_space
+from luban.training.compiling import Compiling
 from luban.training.faults import NO_FAULTS, Faults
-from luban.training.loop import Loop, Progress
-from luban.training.parallel import Plan, plan_from_environment
+from luban.training.loop import EVALUATIONS, Loop, Progress
+from luban.training.memory import memory_errors
+from luban.training.parallel import Plan, plan_from_environment, together
+from luban.verbs.beginning import begin, with_its_tokenizer
 from luban.verbs.card import model_card
-from luban.verbs.load import model_folder_of
-from luban.verbs.records import RunRecord, SilentRecord
-from luban.verbs.training_data import open_data
+from luban.verbs.decisions import forward_in
+from luban.verbs.records import RunRecord, SilentRecord, require_loggers
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def train(
         with tools.stop.listening():
             if resume is not None:
                 run = Run(Path(resume))
-                settings = read_recipe(run.read_recipe(), (), tasks.schema_of)
+                settings = read_recipe(run.read_recipe(), (), tasks.schema_of, str(run.recipe))
             else:
                 assert recipe is not None
                 settings = with_its_tokenizer(read_recipe(recipe, overrides, tasks.schema_of))
@@ -143,6 +140,7 @@ class _Training:
     def __init__(self, run: Run, recipe: Recipe, plan: Plan, tools: Tools, *, resuming: bool) -> None:
         self.run, self.recipe, self.plan, self.tools, self.resuming = run, recipe, plan, tools, resuming
         self.first = plan.rank == 0
+        self.record: RunRecord | SilentRecord = SilentRecord()
 
     def do(self) -> Outcome:
         run, show = self.run, self.tools.show
@@ -152,18 +150,35 @@ class _Training:
             if self.first and not (run.folder / "report.html").is_file():
                 write_report(run.folder, run.fs)
             return Outcome(run.folder, result)
+        require_loggers(self.recipe.train.loggers)
         if self.first and not self.resuming:
             run.begin(self.recipe.model_dump(mode="json"))
-        with self._noted():
-            task, machine, plan = self._set_up()
-            loop = self._loop(task, machine, plan)
+        # The loop says more of its own shortages; this is for what comes before and after it.
+        advice = (
+            f"close other programs, then go on: luban train --resume {run.folder}; or train a smaller model"
+        )
+        with self._noted(), memory_errors("preparing or finishing the run", advice):
+            with together(self.plan):
+                begun = begin(
+                    run,
+                    self.recipe,
+                    self.plan,
+                    resuming=self.resuming,
+                    stop=self.tools.stop,
+                    show=self.tools.show,
+                )
+            self.recipe, task = begun.recipe, begun.task
+            loop = self._loop(task, begun.machine, begun.plan)
+            with together(self.plan):
+                self._check_space(task, loop)
             checkpoint = loop.checkpoints.newest() if self.resuming else None
             if self.first:
                 self._open_logs(checkpoint)
             progress = loop.run(checkpoint)
-            if self.first:
-                return self._finish(task, progress, loop)
-            self.plan.wait()
+            with together(self.plan):
+                if self.first:
+                    return self._finish(task, progress, loop)
+                self.plan.wait()
             return Outcome(run.folder, {})
 
     @contextlib.contextmanager
@@ -171,103 +186,23 @@ class _Training:
         """Note in events.jsonl how this sitting ended, and leave a report of what there is."""
         try:
             yield
+            self.record.close("finished")
         except BaseException as error:
             self.tools.show.clear()
+            with contextlib.suppress(Exception):  # a logger that is not there must not hide why
+                self.record.close("stopped" if isinstance(error, Stopped) else "failed")
             if self.first:
-                stopped = isinstance(error, Stopped)
-                message = (
-                    error.message if isinstance(error, LubanError) else f"{type(error).__name__}: {error}"
-                )
                 with contextlib.suppress(LubanError, OSError):
-                    self.run.event("stopped" if stopped else "failed", message)
+                    self.run.ended(error)
+                with contextlib.suppress(
+                    Exception
+                ):  # nor a report that cannot be written: memory may be short
                     write_report(self.run.folder, self.run.fs)
             raise
-
-    def _set_up(self) -> tuple[Task, MachineReport, dict[str, Any]]:
-        """Prepare data, build the model, measure the machine, decide what is decided before step 1."""
-        run, show, stop = self.run, self.tools.show, self.tools.stop
-        kind = tasks.find(self.recipe.task)
-        start = self._start_model()
-        if self.first:
-            data = open_data(run, self.recipe, kind, resuming=self.resuming, stop=stop.check, show=show)
-            self.plan.wait()
-        else:
-            self.plan.wait()
-            data = open_data(run, self.recipe, kind, resuming=True, stop=stop.check, show=show)
-        set_threads()
-        task = kind(self.recipe, data, start=start)
-        task.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        plan: dict[str, Any] = read_json(run.plan) if run.plan.is_file() else {}
-        machine = probe(*_shape(task), wanted=plan.get("dtype", self.recipe.train.dtype))
-        stop.check()
-        if self.first:
-            if self.resuming and run.plan.is_file():
-                machine = dataclasses.replace(machine, why="as when the run began")
-            show.line(machine.first_line())
-            write_json(run.machine, machine.as_json(), run.fs)
-            if not plan:
-                plan = self._decide(task, machine, data)
-                write_json(run.plan, plan, run.fs)
-            if machine.threads != plan["threads"]:
-                show.line(
-                    f"threads differ from when the run began ({plan['threads']}): results may differ in the last bits"
-                )
-        self.plan.wait()
-        plan = plan or read_json(run.plan)
-        return task, machine, plan
-
-    def _start_model(self) -> LoadedModel | None:
-        start = getattr(getattr(self.recipe, "model", None), "start", None)
-        if not start:
-            return None
-        if self.resuming and self.run.plan.is_file() and any(self.run.checkpoints.glob("step-*")):
-            # The weights come from a checkpoint; the folder the run started from may be gone or have changed.
-            module = new_module(read_config(read_json(self.run.plan)["model"]))
-            return LoadedModel(module, None, module.config.layout, {})
-        return load_model(model_folder_of(Path(start)))
-
-    def _decide(self, task: Task, machine: MachineReport, data: Prepared) -> dict[str, Any]:
-        """Fix what must not change within a run: dtype, compile, and what a step costs."""
-        settings = self.recipe.train
-        batches = task.batches(0, 0, 1)
-        flops = sum(task.flops(batch) for batch in batches)
-        tokens = sum(batch.tokens for batch in batches)
-        # Eager training reaches about half of the matrix rate; see benchmarks/LOG.md.
-        seconds = flops / (0.5 * machine.peak_flops)
-        steps = settings.steps or (math.ceil(settings.tokens / tokens) if settings.tokens else None)
-        expected = settings.minutes * 60 if settings.minutes else (steps or 0) * seconds
-        on = settings.compile == "on" or (settings.compile == "auto" and pays(expected))
-        why = {
-            "on": "asked for",
-            "off": "asked for",
-            "auto": f"{'pays' if on else 'does not pay'} in a run of about {duration(expected)}",
-        }[settings.compile]
-        return {
-            "dtype": machine.dtype,
-            "threads": machine.threads,
-            "compile": on,
-            "compile_why": why,
-            "parameters": sum(p.numel() for p in task.model.parameters()),
-            "steps": steps,
-            "step_flops": flops,
-            "step_tokens": tokens,
-            "expected_seconds": round(expected, 1),
-            "ranks": self.plan.ranks,
-            "data": str(data.folder.absolute()) if data.folder != self.run.data else None,
-            "fingerprint": data.fingerprint["sha256"],
-            "model": write_config(cast(LanguageModule, task.model).config),
-        }
 
     def _loop(self, task: Task, machine: MachineReport, plan: Mapping[str, Any]) -> Loop:
         run, show, settings = self.run, self.tools.show, self.recipe.train
         device = next(task.model.parameters()).device
-        compiled = f"compile {'on' if plan['compile'] else 'off'} ({plan['compile_why']})"
-        show.line(f"model: {short(plan['parameters'])} parameters; {compiled}")
-
-        def forward() -> contextlib.AbstractContextManager[Any]:
-            if plan["dtype"] == "bfloat16":
-                return torch.autocast(device.type, torch.bfloat16)
-            return contextlib.nullcontext()
 
         def evaluate(step: int) -> Mapping[str, float]:
             figures = task.quick()
@@ -287,22 +222,37 @@ class _Training:
                 peak_flops=machine.peak_flops * self.plan.ranks,
             )
 
-        peak = machine.peak_flops * self.plan.ranks
+        if self.first:
+            self.record = RunRecord(run, settings.loggers, machine.peak_flops * self.plan.ranks)
         return Loop(
             task,
             settings,
             plan=self.plan,
             evaluate=evaluate,
             minimise=task.minimise,
-            checkpoints=Checkpoints(run.checkpoints, keep=settings.keep, warn=self._warn, fs=run.fs),
-            record=RunRecord(run, settings.loggers, peak) if self.first else SilentRecord(),
-            forward=forward,
+            checkpoints=Checkpoints(
+                run.checkpoints, keep=settings.keep, warn=self._warn, fs=run.fs, sets_aside=self.first
+            ),
+            record=self.record,
+            forward=forward_in(plan["dtype"], device),
             stop=self.tools.stop,
             compiling=Compiling(task.model, wanted=bool(plan["compile"]), tell=self._warn),
             faults=self.tools.faults,
             clock=self.tools.clock,
+            evaluations=plan.get("evaluations") or EVALUATIONS,
             watch=watch,
+            tell=self._warn,
         )
+
+    def _check_space(self, task: Task, loop: Loop) -> None:
+        """Refuse before step 1 what could not be saved."""
+        if self.first:
+            settings, tensors = self.recipe.train, task.model.state_dict().values()
+            model = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            best = settings.patience is not None
+            needed = bytes_needed(model, loop.optimizer.state_bytes(), keep=settings.keep, best=best)
+            check_space(self.run.checkpoints, needed)
+        self.plan.wait()
 
     def _warn(self, message: str) -> None:
         self.tools.show.line(message)
@@ -325,13 +275,18 @@ class _Training:
         run, show = self.run, self.tools.show
         if self.recipe.train.patience is not None and progress.best_step not in (None, progress.step):
             assert progress.best_step is not None
-            best = loop.checkpoints.load(progress.best_step)
-            task.model.load_state_dict(dict(best.model))
-            show.line(f"kept the best model: that of step {progress.best_step}")
+            if best := loop.checkpoints.best(progress.best_step):
+                task.model.load_state_dict(dict(best.model))
+                show.line(f"kept the best model: that of step {progress.best_step}")
+            else:
+                self._warn(f"the model is the last one, of step {progress.step}, and not the best")
+        started = self.tools.clock()
         show.stage("evaluating", 0.0)
         task.model.eval()
         with loop.compiling.paused():
             evaluation = task.evaluate(stop=self.tools.stop.check)
+        if evaluation.documents is not None:
+            evaluation.documents.write(run.documents, run.fs)
         write_json(run.evaluation, evaluation.as_json(), run.fs)
         result = self._result(evaluation, progress)
         card = model_card(self.recipe, evaluation, result)
@@ -343,6 +298,8 @@ class _Training:
             card=card,
             fs=run.fs,
         )
+        seconds = progress.seconds + self.tools.clock() - started
+        result["measured"] = self._measured(evaluation, progress, seconds)
         write_json(run.result, result, run.fs)
         run.event("finished", f"{evaluation.primary} {evaluation.figures[evaluation.primary]:.4f}")
         write_report(run.folder, run.fs)
@@ -365,23 +322,19 @@ class _Training:
             "model": "model",
         }
 
-
-def with_its_tokenizer(recipe: Recipe) -> Recipe:
-    """Let a model that is started from another read text with that one's tokenizer, unless the recipe names one."""
-    if (
-        not isinstance(recipe, LanguageModelRecipe)
-        or recipe.model.start is None
-        or recipe.data.tokenizer != "bpe"
-    ):
-        return recipe
-    tokenizer = model_folder_of(Path(recipe.model.start)) / "tokenizer.json"
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"tokenizer": str(tokenizer)})})
-
-
-def _shape(task: Task) -> tuple[int, int]:
-    """Return the width and the tokens of a micro-batch: what the matrix multiplications look like."""
-    width = max(min(p.shape) for p in task.model.parameters() if p.ndim == 2)
-    return width, task.batches(0, 0, 1)[0].tokens
+    def _measured(self, evaluation: Evaluation, progress: Progress, seconds: float) -> dict[str, Any]:
+        """Return what came of the run, by the names of what was expected of it."""
+        came = Forecast(
+            steps=progress.step,
+            tokens=progress.tokens,
+            flops=progress.flops,
+            training_seconds=round(progress.seconds, 2),
+            seconds=round(seconds, 2),
+            peak_bytes=peak_rss_bytes(),
+            disk_bytes=folder_bytes(self.run.folder),
+            figures={n: v for n, v in evaluation.figures.items() if math.isfinite(v)},
+        )
+        return came.as_json()
 
 
 def _new_folder(recipe: Recipe) -> Path:

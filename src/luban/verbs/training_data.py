@@ -9,7 +9,7 @@ from typing import Any
 from luban.console import Show
 from luban.data.fingerprint import Fingerprint, describe_difference, fingerprint_of, is_prepared
 from luban.data.prepare import Prepared
-from luban.durable import read_json, remove_leftovers
+from luban.durable import remove_leftovers
 from luban.errors import InputError
 from luban.recipe import Recipe
 from luban.run import Run
@@ -53,7 +53,7 @@ def open_data(
 
 def _check_same_folder(run: Run, data: Prepared) -> None:
     """A folder that several runs share must still hold what it held when this run began."""
-    began = read_json(run.plan).get("fingerprint") if run.plan.is_file() else None
+    began = run.read_plan().get("fingerprint") if run.plan.is_file() else None
     if began is not None and began != data.fingerprint["sha256"]:
         raise InputError(
             f"the prepared data in {data.folder} changed since the run began: "

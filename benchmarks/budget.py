@@ -1,0 +1,143 @@
+"""Whether the chosen size is the right one: it and its neighbours on the ladder, for 1, 3 and 10 minutes, on two texts.
+
+    python benchmarks/budget.py [--minutes 1 3 10] [--texts en zh] [--reach 1] [--processes 2] [--speed FLOP/s]
+
+`luban train quickstart-en train.minutes=M` leaves shape, length, batch and rate to luban. Here the same choice is
+made for every rung of the ladder from `--reach` below the chosen one to as many above it, each with the batch and
+rate that luban would give it, and each is trained on as many tokens as it can be in M minutes on this machine by
+the fitted law of speed: so that a busy neighbour on the machine changes nothing but the duration of this script.
+Held-out nats per character decide. `--processes` trains that many at once, one thread each; `--speed` takes the
+matrix rate of the machine as given instead of measuring it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from luban import tasks
+from luban.data.prepare import Prepared
+from luban.machine import matrix_rate, memory_available, set_threads
+from luban.recipe import LanguageModelRecipe
+from luban.recipe_reader import read_recipe
+from luban.tasks.base import Machine
+from luban.tasks.text_budget import LADDER, Offer, best, offers, text_of
+
+RESULTS = Path(__file__).parent / "results" / "budget.json"
+SHARE = 0.92
+"""Of a budget of minutes, what is left to the steps after evaluations and checkpoints."""
+
+
+def neighbours(recipe: LanguageModelRecipe, data: Prepared, machine: Machine, reach: int) -> list[Offer]:
+    """Return the offers of the rungs around the chosen one, the chosen one in their middle."""
+    text = text_of(data)
+    found = offers(recipe, text, machine)
+    chosen = found.index(best(found))
+    return found[max(0, chosen - reach) : chosen + reach + 1]
+
+
+def loss_of(text: str, folder: Path, offer: Offer, seed: int) -> dict[str, float]:
+    """Train one offer in a process of its own and return its held-out figures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "luban", "train", f"quickstart-{text}", f"data.source={folder}",
+                f"model.layers={offer.shape.layers}", f"model.width={offer.shape.width}",
+                f"model.heads={offer.shape.heads}", f"data.length={offer.shape.length}",
+                f"train.batch={offer.shape.batch}", f"train.learning_rate={offer.learning_rate}",
+                f"train.tokens={offer.tokens}", f"train.seed={seed}", "train.evaluate_every=1000000",
+                "train.checkpoint_every=10h", "evaluate.sample_tokens=0", "evaluate.bootstrap=0",
+                "--out", f"{scratch}/run", "--json",
+            ],
+            capture_output=True, text=True, check=True,
+            env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+        )  # fmt: skip
+        return dict(json.loads(done.stdout.splitlines()[-1])["metrics"])
+
+
+def compare(
+    text: str, minutes: float, machine: Machine, folder: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train the chosen size and its neighbours; return what each reached."""
+    recipe = read_recipe(f"quickstart-{text}", (f"train.minutes={minutes * SHARE}",), tasks.schema_of)
+    assert isinstance(recipe, LanguageModelRecipe)
+    data = Prepared(folder)
+    around = neighbours(recipe, data, machine, options.reach)
+    chosen = best(around)
+    with ThreadPoolExecutor(options.processes) as pool:
+        reached = list(pool.map(lambda offer: loss_of(text, folder, offer, options.seed), around))
+    per_character = text_of(data).tokens_per_character
+    rows = [
+        {
+            "layers": offer.shape.layers, "width": offer.shape.width, "length": offer.shape.length,
+            "batch": offer.shape.batch, "learning_rate": offer.learning_rate, "tokens": offer.tokens,
+            "expected": round(offer.loss * per_character, 4), "reached": round(figures["nats_per_character"], 4),
+            "chosen": offer is chosen,
+        }
+        for offer, figures in zip(around, reached, strict=True)
+    ]  # fmt: skip
+    mine = next(row for row in rows if row["chosen"])
+    least = min(row["reached"] for row in rows)
+    return {
+        "text": text,
+        "minutes": minutes,
+        "rows": rows,
+        "above_best": round(mine["reached"] - least, 4),
+        "expected_over_reached": round(mine["expected"] / mine["reached"], 4),
+    }
+
+
+def tell(row: dict[str, Any]) -> None:
+    print(f"\n{row['text']}, {row['minutes']:g} min")
+    for r in row["rows"]:
+        mark = "  <- chosen" if r["chosen"] else ""
+        print(
+            f"  {r['layers']:2} x {r['width']:<5} batch {r['batch']:2} x {r['length']:<4} rate {r['learning_rate']:.2g}"
+            f"  {r['tokens'] / 1e6:6.2f}M tokens  expected {r['expected']:.4f}  reached {r['reached']:.4f}{mark}"
+        )
+    print(
+        f"  chosen is {row['above_best']:.4f} above the best; expected / reached {row['expected_over_reached']:.3f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 10])
+    parser.add_argument("--texts", nargs="+", default=["en", "zh"])
+    parser.add_argument("--reach", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--speed", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    set_threads()
+    machine = Machine(options.speed or matrix_rate(), memory_available())
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for text in options.texts:
+            folder = Path(scratch) / text
+            subprocess.run(
+                [sys.executable, "-m", "luban", "prepare", f"quickstart-{text}", "--out", str(folder)],
+                check=True, capture_output=True,
+            )  # fmt: skip
+            for minutes in options.minutes:
+                found.append(compare(text, minutes, machine, folder, options))
+                tell(found[-1])
+                options.out.write_text(
+                    json.dumps(
+                        {"peak_flops": machine.peak_flops, "ladder": LADDER, "comparisons": found}, indent=2
+                    )
+                    + "\n"
+                )
+
+
+if __name__ == "__main__":
+    main()

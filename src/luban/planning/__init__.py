@@ -1,0 +1,1 @@
+"""What a run will cost, found out before it begins."""

@@ -1,0 +1,141 @@
+"""From what the parts of a run cost to what the whole will: steps, tokens, time, memory, disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from luban.planning.rehearsal import Rehearsal
+from luban.recipe import Interval, TrainRecipe
+from luban.training.compiling import SECONDS_TO_COMPILE, SHARE_SAVED
+from luban.training.loop import EVALUATIONS
+
+LOG_BYTES_PER_STEP = 330
+"""Bytes that metrics.jsonl and timings.jsonl grow by in a step."""
+_EVALUATION_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is expected of a run; and, with the same names, what came of it.
+
+    Attributes:
+        steps, tokens, flops: work.
+        training_seconds: the training clock: steps, evaluations and checkpoints.
+        seconds: from step 1 to the result: the training clock, the evaluation at the end, the model folder.
+        peak_bytes: the most memory the process holds. disk_bytes: the run folder at its end.
+        figures: held-out figures by name, where the task knows a law for them.
+    """
+
+    steps: int
+    tokens: int
+    flops: int
+    training_seconds: float
+    seconds: float
+    peak_bytes: int
+    disk_bytes: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the form of plan.json and result.json."""
+        return asdict(self)
+
+
+def evaluations_of(settings: TrainRecipe, rehearsal: Rehearsal) -> int:
+    """Return how many evaluations a budget gets that names no interval: ten.
+
+    A budget of minutes gets no more than cost a twentieth of it, but two at least: the curve has a middle and an
+    end. A budget of steps or tokens does not depend on the clock, so that two runs log the same.
+    """
+    if settings.minutes is None:
+        return EVALUATIONS
+    affordable = _EVALUATION_SHARE * 60.0 * settings.minutes / max(rehearsal.evaluation_seconds, 1e-9)
+    return max(2, min(EVALUATIONS, int(affordable)))
+
+
+def steps_of(settings: TrainRecipe, rehearsal: Rehearsal) -> int:
+    """Return the steps of a budget of steps or tokens."""
+    if settings.steps is not None:
+        return settings.steps
+    assert settings.tokens is not None, "a budget of minutes has no number of steps"
+    return math.ceil(settings.tokens / rehearsal.step_tokens)
+
+
+def forecast(
+    settings: TrainRecipe,
+    rehearsal: Rehearsal,
+    *,
+    evaluations: int,
+    compiled: bool,
+    data_bytes: int,
+    model_bytes: int,
+) -> Forecast:
+    """Add up what a run will cost.
+
+    Arguments:
+        settings: its budget and intervals.
+        rehearsal: what the parts cost, eager.
+        evaluations: how many a run without `evaluate_every` makes.
+        compiled: whether torch.compile is on.
+        data_bytes: prepared data within the run folder. model_bytes: the model folder.
+    """
+    step = rehearsal.step_seconds * (1.0 - SHARE_SAVED if compiled else 1.0)
+    costs = _replace_step(rehearsal, step)
+    start = SECONDS_TO_COMPILE if compiled else 0.0
+    if settings.minutes is None:
+        steps = steps_of(settings, costs)
+        training = start + _with_interruptions(settings, costs, steps, evaluations)
+    else:
+        training = 60.0 * settings.minutes
+        steps = _steps_within(settings, costs, training - start, evaluations)
+    kept = settings.keep + (1 if settings.patience is not None else 0)
+    kept = min(kept, _checkpoints(settings, steps, training))
+    return Forecast(
+        steps=steps,
+        tokens=steps * costs.step_tokens,
+        flops=steps * costs.step_flops,
+        training_seconds=round(training, 2),
+        seconds=round(training + costs.final_seconds + costs.checkpoint_seconds, 2),
+        peak_bytes=rehearsal.peak_bytes,
+        disk_bytes=kept * costs.checkpoint_bytes + data_bytes + model_bytes + LOG_BYTES_PER_STEP * steps,
+    )
+
+
+def _replace_step(rehearsal: Rehearsal, seconds: float) -> Rehearsal:
+    return Rehearsal(**{**asdict(rehearsal), "step_seconds": seconds})
+
+
+def _with_interruptions(settings: TrainRecipe, costs: Rehearsal, steps: int, evaluations: int) -> float:
+    """Return the training clock after `steps`, evaluations and checkpoints included."""
+    working = steps * costs.step_seconds
+    evaluating = _times(settings.evaluate_every, steps, working, evaluations) * costs.evaluation_seconds
+    return working + evaluating + _checkpoints(settings, steps, working) * costs.checkpoint_seconds
+
+
+def _steps_within(settings: TrainRecipe, costs: Rehearsal, seconds: float, evaluations: int) -> int:
+    """Return how many steps end within `seconds` of the training clock."""
+    steps = 1
+    low, high = 1, max(1, math.ceil(seconds / max(costs.step_seconds, 1e-9)))
+    while low <= high:
+        middle = (low + high) // 2
+        if _with_interruptions(settings, costs, middle, evaluations) <= seconds:
+            steps, low = middle, middle + 1
+        else:
+            high = middle - 1
+    # The step that crosses the line is the last.
+    return steps + 1
+
+
+def _checkpoints(settings: TrainRecipe, steps: int, seconds: float) -> int:
+    """Return how many checkpoints are written, the one at the end included."""
+    return max(1, _times(settings.checkpoint_every, steps, seconds, 0) + 1)
+
+
+def _times(every: Interval | None, steps: int, seconds: float, otherwise: int) -> int:
+    if every is None:
+        return min(otherwise, steps)
+    if every.steps is not None:
+        return steps // every.steps
+    return int(seconds / (every.seconds or math.inf))

@@ -1,0 +1,201 @@
+"""A rehearsal: a few real steps, one evaluation and one checkpoint before a run, to see what they cost.
+
+The run's own loop does it, on the run's own disk, so that what is timed is what will happen; memory that does not
+suffice or a disk that refuses shows here and not an hour later. Afterwards the weights are what they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import statistics
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luban.durable import DISK, FileSystem
+from luban.errors import Stopped
+from luban.machine import peak_rss_bytes
+from luban.recipe import Interval, TrainRecipe
+from luban.signals import StopRequest
+from luban.tasks.base import Task
+from luban.training.checkpoints import Checkpoints
+from luban.training.compiling import Compiling
+from luban.training.loop import Loop
+from luban.training.parallel import Alone, Plan
+
+STEPS = 5
+SHORT_STEP_SECONDS = 0.05
+"""Shorter steps than this are timed over five times as many: single ones wander."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the parts of a run cost here.
+
+    Attributes:
+        step_seconds, step_tokens, step_flops: one optimizer step.
+        evaluation_seconds: one evaluation during training with its samples.
+        final_seconds: the evaluation at the end, on all held-out data.
+        checkpoint_seconds, checkpoint_bytes: one checkpoint, written and verified.
+        peak_bytes: the most memory this process had held when the rehearsal ended.
+    """
+
+    step_seconds: float
+    step_tokens: int
+    step_flops: int
+    evaluation_seconds: float
+    final_seconds: float
+    checkpoint_seconds: float
+    checkpoint_bytes: int
+    peak_bytes: int
+
+
+class _Share(Alone):
+    """The first of several processes, before the others take part."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+
+
+class _Timings:
+    """Keeps what the loop would log."""
+
+    def __init__(self) -> None:
+        self.seen: list[Mapping[str, Any]] = []
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """Forget what the clock has no part in."""
+
+    def timings(self, record: Mapping[str, Any]) -> None:
+        """Keep one."""
+        self.seen.append(record)
+
+    def sync(self) -> Mapping[str, int]:
+        """Return no sizes: nothing is on disk."""
+        return {}
+
+    def took(self, kind: str) -> list[float]:
+        """Return how long each part of a kind took, in order."""
+        return [float(record["took"]) for record in self.seen if record["kind"] == kind]
+
+
+def rehearse(
+    task: Task,
+    settings: TrainRecipe,
+    folder: Path,
+    *,
+    ranks: int = 1,
+    forward: Callable[[], contextlib.AbstractContextManager[Any]],
+    stop: StopRequest,
+    fs: FileSystem = DISK,
+) -> Rehearsal:
+    """Run a few steps, an evaluation and a checkpoint, then put the weights back.
+
+    Arguments:
+        task: with its model as it will start.
+        settings: the run's.
+        folder: where the run will keep its checkpoints; what is written there is removed again.
+        ranks: how many processes share each batch; this one rehearses its share alone.
+        forward: context of the forward pass, for instance autocast.
+        stop: a signal ends the rehearsal.
+
+    Raises:
+        Stopped: a signal came.
+        LubanError: what the run itself would meet: memory, disk, a loss that is not finite.
+    """
+    scratch = folder / f".rehearsal.{uuid.uuid4().hex[:8]}.tmp"
+    before = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
+
+    def perform(steps: int) -> tuple[_Timings, int]:
+        return _perform(task, settings, scratch, _Share(ranks), forward, stop, fs, steps)
+
+    try:
+        timings, checkpoint_bytes = perform(STEPS)
+        if statistics.median(timings.took("train")) < SHORT_STEP_SECONDS:
+            timings, checkpoint_bytes = perform(5 * STEPS)
+        final_seconds = _final(task, forward)
+    except Stopped as error:
+        raise Stopped(f"stopped by {stop.reason} before step 1") from error
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(scratch)
+        task.model.load_state_dict(before)
+        task.model.zero_grad(set_to_none=True)
+    batches = task.batches(0, 0, 1)
+    return Rehearsal(
+        # The first steps allocate what the others reuse.
+        step_seconds=statistics.median(timings.took("train")[1:]),
+        step_tokens=sum(batch.tokens for batch in batches),
+        step_flops=sum(task.flops(batch) for batch in batches),
+        evaluation_seconds=timings.took("evaluation")[-1],
+        final_seconds=final_seconds,
+        checkpoint_seconds=timings.took("checkpoint")[-1],
+        checkpoint_bytes=checkpoint_bytes,
+        peak_bytes=peak_rss_bytes(),
+    )
+
+
+def _perform(
+    task: Task,
+    settings: TrainRecipe,
+    scratch: Path,
+    plan: Plan,
+    forward: Callable[[], contextlib.AbstractContextManager[Any]],
+    stop: StopRequest,
+    fs: FileSystem,
+    steps: int,
+) -> tuple[_Timings, int]:
+    """Run the loop for so many steps, with one evaluation and one checkpoint at its end."""
+    fs.remove(scratch)
+    timings = _Timings()
+    never = Interval(steps=steps + 1)
+    brief = settings.model_copy(
+        update={
+            "minutes": None,
+            "tokens": None,
+            "steps": steps,
+            "evaluate_every": never,
+            "checkpoint_every": never,
+            "patience": None,
+        }
+    )
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        del step
+        figures = task.quick()
+        task.samples()
+        return figures
+
+    loop = Loop(
+        task,
+        brief,
+        plan=plan,
+        evaluate=evaluate,
+        minimise=task.minimise,
+        checkpoints=Checkpoints(scratch, keep=2, warn=lambda _: None, fs=fs),
+        record=timings,
+        forward=forward,
+        stop=stop,
+        compiling=Compiling(task.model, wanted=False, tell=lambda _: None),
+    )
+    loop.run()
+    return timings, sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
+
+
+def _final(task: Task, forward: Callable[[], contextlib.AbstractContextManager[Any]]) -> float:
+    """Return how long the evaluation of all held-out data should take, from its largest batch."""
+    task.model.eval()
+    best = float("inf")
+    with torch.no_grad(), forward():
+        for _ in range(2):
+            started = time.monotonic()
+            tokens = task.largest_evaluation()
+            best = min(best, time.monotonic() - started)
+    task.model.train()
+    return best / max(1, tokens) * task.evaluation_tokens()

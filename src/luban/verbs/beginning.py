@@ -1,0 +1,163 @@
+"""How a run begins, and begins again: its data opened, its model built, its machine measured, its plan decided."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luban import tasks
+from luban.console import Show, short
+from luban.data.prepare import Prepared
+from luban.durable import write_json
+from luban.machine import MachineReport, set_threads
+from luban.model_folder import LoadedModel, load_model
+from luban.models.layouts import new_module, read_config
+from luban.recipe import LanguageModelRecipe, Recipe
+from luban.run import Run
+from luban.signals import StopRequest
+from luban.tasks.base import Choice, Task
+from luban.training.parallel import Plan
+from luban.verbs.decisions import (
+    data_bytes_of,
+    decide,
+    measure_machine,
+    plan_of,
+    settle,
+    tell_chosen,
+    tell_expected,
+    with_values,
+)
+from luban.verbs.load import model_folder_of
+from luban.verbs.training_data import open_data
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that is ready for its next step.
+
+    Attributes:
+        recipe: with every key settled. task: with its model on its device. plan: as plan.json has it.
+        preparation_seconds: what preparing or opening the data took.
+    """
+
+    recipe: Recipe
+    task: Task
+    data: Any
+    machine: MachineReport
+    plan: Mapping[str, Any]
+    preparation_seconds: float = 0.0
+
+
+def begin(run: Run, recipe: Recipe, ranks: Plan, *, resuming: bool, stop: StopRequest, show: Show) -> Begun:
+    """Prepare or open the data, settle what the recipe leaves open, build the model, decide what is decided once.
+
+    The first process decides and writes plan.json, then recipe.json with the chosen values in it; the others read
+    them. A run that goes on reads them too.
+
+    Raises:
+        InputError: the data cannot be used, or is not what it was.
+        Stopped: a signal came.
+    """
+    kind = tasks.find(recipe.task)
+    start = _start_model(run, recipe, resuming=resuming)
+    if ranks.rank > 0:
+        ranks.wait()
+        data = open_data(run, recipe, kind, resuming=True, stop=stop.check, show=show)
+        ranks.wait()
+        plan = run.read_plan()
+        recipe = _as_chosen(recipe, plan)
+        task = _build(kind, recipe, data, start)
+        return Begun(recipe, task, data, measure_machine(task, plan["dtype"]), plan)
+    started = time.monotonic()
+    data = open_data(run, recipe, kind, resuming=resuming, stop=stop.check, show=show)
+    prepared = time.monotonic() - started
+    ranks.wait()
+    set_threads()
+    decided = run.plan.is_file()
+    chosen: dict[str, Choice] = {}
+    if decided:
+        recipe = _as_chosen(recipe, run.read_plan())
+    else:
+        recipe, chosen = settle(recipe, kind, data, start)
+    task = _build(kind, recipe, data, start)
+    machine = measure_machine(task, run.read_plan()["dtype"] if decided else recipe.train.dtype)
+    if decided:
+        machine = dataclasses.replace(machine, why="as when the run began")
+    stop.check()
+    show.line(machine.first_line())
+    write_json(run.machine, machine.as_json(), run.fs)
+    if not decided:
+        show.stage("rehearsing", 0.0)
+        own_bytes = data_bytes_of(data, run.data)
+        decisions = decide(
+            task,
+            recipe.train,
+            machine,
+            run.folder,
+            ranks=ranks.ranks,
+            data_bytes=own_bytes,
+            stop=stop,
+            fs=run.fs,
+        )
+        show.clear()
+        write_json(run.plan, plan_of(decisions, task, data, run.data, chosen, ranks.ranks), run.fs)
+    plan = run.read_plan()
+    write_json(run.recipe, recipe.model_dump(mode="json"), run.fs)
+    _tell(show, plan, machine, began=not decided)
+    ranks.wait()
+    return Begun(recipe, task, data, machine, plan, prepared)
+
+
+def with_its_tokenizer(recipe: Recipe) -> Recipe:
+    """Let a model that is started from another read text with that one's tokenizer, unless the recipe names one."""
+    if (
+        not isinstance(recipe, LanguageModelRecipe)
+        or recipe.model.start is None
+        or recipe.data.tokenizer != "bpe"
+    ):
+        return recipe
+    tokenizer = model_folder_of(Path(recipe.model.start)) / "tokenizer.json"
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"tokenizer": str(tokenizer)})})
+
+
+def _build(kind: type[Task], recipe: Recipe, data: Prepared, start: LoadedModel | None) -> Task:
+    set_threads()
+    task = kind(recipe, data, start=start)
+    task.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return task
+
+
+def _as_chosen(recipe: Recipe, plan: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with what was chosen when the run began."""
+    return with_values(recipe, {key: choice["value"] for key, choice in plan.get("chosen", {}).items()})
+
+
+def _start_model(run: Run, recipe: Recipe, *, resuming: bool) -> LoadedModel | None:
+    start = getattr(getattr(recipe, "model", None), "start", None)
+    if not start:
+        return None
+    if resuming and run.plan.is_file() and any(run.checkpoints.glob("step-*")):
+        # The weights come from a checkpoint; the folder the run started from may be gone or have changed.
+        module = new_module(read_config(run.read_plan()["model"]))
+        return LoadedModel(module, None, module.config.layout, {})
+    return load_model(model_folder_of(Path(start)))
+
+
+def _tell(show: Show, plan: Mapping[str, Any], machine: MachineReport, *, began: bool) -> None:
+    """Say what was decided."""
+    if began:
+        tell_chosen(show, plan["chosen"])
+    compiled = f"compile {'on' if plan['compile'] else 'off'} ({plan['compile_why']})"
+    show.line(f"model: {short(plan['parameters'])} parameters; {compiled}")
+    if began:
+        tell_expected(show, plan["predicted"])
+    elif machine.threads != plan["threads"]:
+        show.line(
+            f"threads differ from when the run began ({plan['threads']}): results may differ in the last bits"
+        )

@@ -1,0 +1,186 @@
+"""What is decided before step 1 and kept in plan.json: shape, dtype, compile, evaluations, expected cost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from luban.console import Show, duration, short
+from luban.data.prepare import Prepared
+from luban.durable import FileSystem, folder_bytes
+from luban.machine import MachineReport, matrix_rate, memory_available, probe
+from luban.model_folder import LoadedModel
+from luban.models.layouts import write_config
+from luban.planning.forecast import Forecast, evaluations_of, forecast
+from luban.planning.rehearsal import Rehearsal, rehearse
+from luban.recipe import Recipe, TrainRecipe
+from luban.signals import StopRequest
+from luban.tasks.base import Choice, Machine, Task
+from luban.tasks.language_model import LanguageModule
+from luban.training.compiling import pays
+
+BUDGETS = {f"train.{name}": name for name in ("minutes", "tokens", "steps")}
+"""A recipe has one of them: choosing one takes the place of what stood there."""
+
+
+def settle(
+    recipe: Recipe, kind: type[Task], data: Any, start: LoadedModel | None
+) -> tuple[Recipe, dict[str, Choice]]:
+    """Choose what the recipe leaves open; return the recipe with the values in it, and the reasons."""
+    chosen = dict(kind.choose(recipe, data, Machine(matrix_rate(), memory_available()), start))
+    return with_values(recipe, {key: choice.value for key, choice in chosen.items()}), chosen
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with values at `section.key` places, checked again.
+
+    Example:
+        >>> from luban.recipe import LanguageModelRecipe
+        >>> recipe = LanguageModelRecipe.model_validate({"data": {"source": "a.txt"}, "train": {"steps": 9}})
+        >>> with_values(recipe, {"train.batch": 8}).train.batch
+        8
+    """
+    if not values:
+        return recipe
+    mapping = recipe.model_dump(mode="json")
+    for place, value in values.items():
+        section, key = place.split(".")
+        if place in BUDGETS:
+            mapping[section].update(dict.fromkeys(BUDGETS.values()))
+        mapping[section][key] = value
+    return type(recipe).model_validate(mapping)
+
+
+def forward_in(dtype: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Return the context in which the forward pass runs at that dtype."""
+    if dtype == "bfloat16":
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext
+
+
+def measure_machine(task: Task, wanted: str) -> MachineReport:
+    """Measure the machine at the shape of the task's matrix products."""
+    width = max(min(p.shape) for p in task.model.parameters() if p.ndim == 2)
+    return probe(width, task.batches(0, 0, 1)[0].tokens, wanted=wanted)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What was decided, and what it rests on."""
+
+    dtype: str
+    threads: int
+    compile: bool
+    compile_why: str
+    evaluations: int
+    rehearsal: Rehearsal
+    expected: Forecast
+
+
+def decide(
+    task: Task,
+    settings: TrainRecipe,
+    machine: MachineReport,
+    folder: Path,
+    *,
+    ranks: int,
+    data_bytes: int,
+    stop: StopRequest,
+    fs: FileSystem,
+) -> Decisions:
+    """Rehearse the run, then fix what must not change within it.
+
+    Arguments:
+        task: with its model as it will start.
+        folder: the run's; the rehearsal writes and removes a checkpoint on its disk.
+        ranks: how many processes share each batch.
+        data_bytes: prepared data within the run folder.
+    """
+    device = next(task.model.parameters()).device
+    rehearsal = rehearse(
+        task, settings, folder, ranks=ranks, forward=forward_in(machine.dtype, device), stop=stop, fs=fs
+    )
+    evaluations = evaluations_of(settings, rehearsal)
+    model_bytes = sum(p.numel() * p.element_size() for p in task.model.parameters())
+
+    def expect(*, compiled: bool) -> Forecast:
+        return forecast(
+            settings,
+            rehearsal,
+            evaluations=evaluations,
+            compiled=compiled,
+            data_bytes=data_bytes,
+            model_bytes=model_bytes,
+        )
+
+    eager = expect(compiled=False)
+    on = settings.compile == "on" or (settings.compile == "auto" and pays(eager.training_seconds))
+    why = {
+        "on": "asked for",
+        "off": "asked for",
+        "auto": f"{'pays' if on else 'does not pay'} in a run of about {duration(eager.training_seconds)}",
+    }[settings.compile]
+    expected = expect(compiled=True) if on else eager
+    expected = dataclasses.replace(expected, figures=dict(task.expected(expected.tokens)))
+    return Decisions(machine.dtype, machine.threads, on, why, evaluations, rehearsal, expected)
+
+
+def plan_of(
+    decisions: Decisions, task: Task, data: Prepared, own_data: Path, chosen: Mapping[str, Choice], ranks: int
+) -> dict[str, Any]:
+    """Return plan.json.
+
+    Arguments:
+        own_data: where the run would keep data of its own; the path of any other is noted.
+    """
+    return {
+        "dtype": decisions.dtype,
+        "threads": decisions.threads,
+        "compile": decisions.compile,
+        "compile_why": decisions.compile_why,
+        "evaluations": decisions.evaluations,
+        "parameters": sum(p.numel() for p in task.model.parameters()),
+        "step_flops": decisions.rehearsal.step_flops,
+        "step_tokens": decisions.rehearsal.step_tokens,
+        "ranks": ranks,
+        "data": str(data.folder.absolute()) if data.folder != own_data else None,
+        "fingerprint": data.fingerprint["sha256"],
+        "model": write_config(cast(LanguageModule, task.model).config),
+        "chosen": {key: choice.as_json() for key, choice in chosen.items()},
+        "rehearsal": dataclasses.asdict(decisions.rehearsal),
+        "predicted": decisions.expected.as_json(),
+    }
+
+
+def tell_chosen(show: Show, chosen: Mapping[str, Any]) -> None:
+    """Say what was chosen, in a line for all and one for each reason."""
+    if not chosen:
+        return
+    values = ", ".join(f"{key.split('.')[1].replace('_', ' ')} {c['value']:g}" for key, c in chosen.items())
+    show.line(f"chosen: {values}")
+    for why in dict.fromkeys(c["why"] for c in chosen.values()):
+        show.line(f"  {why}")
+
+
+def tell_expected(show: Show, predicted: Mapping[str, Any]) -> None:
+    """Say what the run is expected to come to, in one line."""
+    parts = [
+        f"{predicted['steps']:,} steps",
+        f"{short(predicted['tokens'])} tokens",
+        duration(predicted["seconds"]),
+        f"{short(predicted['peak_bytes'])}B memory",
+        f"{short(predicted['disk_bytes'])}B disk",
+        *(f"{name.replace('_', ' ')} {value:.2f}" for name, value in predicted["figures"].items()),
+    ]
+    show.line(f"expected: {', '.join(parts)}")
+
+
+def data_bytes_of(data: Prepared, own_data: Path) -> int:
+    """Return the bytes of prepared data that lie within the run."""
+    return folder_bytes(data.folder) if data.folder == own_data else 0
