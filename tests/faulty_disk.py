@@ -1,14 +1,57 @@
-"""A disk that fails at a chosen operation, and walks over all of them."""
+"""A disk that fails at a chosen operation, walks over all of them, and a look at every operation of luban."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from luban.durable import FileSystem
 from luban.errors import StorageError
+
+OPERATIONS = (
+    "open_write",
+    "open_append",
+    "write",
+    "sync",
+    "truncate",
+    "replace",
+    "sync_folder",
+    "make_folder",
+    "remove",
+)
+Hook = Callable[[str, str, tuple[Any, ...]], None]
+
+
+def failure(kind: str) -> OSError:
+    """The error of a name such as EIO; a short write is what a full disk does."""
+    code = getattr(errno, "ENOSPC" if kind == "short write" else kind)
+    return OSError(code, os.strerror(code))
+
+
+@contextlib.contextmanager
+def watching(hook: Hook) -> Iterator[None]:
+    """Call `hook(when, operation, arguments)` with when = before, after, around every operation of every disk."""
+    plain = {name: getattr(FileSystem, name) for name in OPERATIONS}
+
+    def watched(name: str) -> Callable[..., Any]:
+        def operation(self: FileSystem, *arguments: Any) -> Any:
+            hook("before", name, arguments)
+            answer = plain[name](self, *arguments)
+            hook("after", name, (*arguments, answer) if answer is not None else arguments)
+            return answer
+
+        return operation
+
+    for name in OPERATIONS:
+        setattr(FileSystem, name, watched(name))
+    try:
+        yield
+    finally:
+        for name, method in plain.items():
+            setattr(FileSystem, name, method)
 
 
 class FaultyDisk(FileSystem):
@@ -27,8 +70,7 @@ class FaultyDisk(FileSystem):
             return
         if self.die:
             os._exit(9)
-        code = errno.EIO if self.kind == "EIO" else errno.ENOSPC
-        raise OSError(code, os.strerror(code))
+        raise failure(self.kind)
 
     def open_write(self, path: Path) -> BinaryIO:
         self._reach("open_write", path)

@@ -141,6 +141,22 @@ def test_all_of_a_folder_is_on_the_device_before_its_name_is(tmp_path: Path) -> 
     assert disk.done[renamed + 1 :] == [("sync_folder", "runs")]
 
 
+def test_every_new_parent_is_on_the_device_too(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    durable.make_folders(tmp_path / "runs" / "first", disk)
+    durable.make_folders(tmp_path / "runs" / "first", disk)
+    assert disk.done == [
+        ("make_folder", "runs"),
+        ("sync_folder", tmp_path.name),
+        ("make_folder", "first"),
+        ("sync_folder", "runs"),
+    ]
+    (tmp_path / "file").write_text("")
+    for blocked in ("file", "file/inner"):
+        with pytest.raises(OSError):
+            durable.make_folders(tmp_path / blocked)
+
+
 def test_an_error_of_the_block_leaves_the_old_folder(tmp_path: Path) -> None:
     new_folder_over(tmp_path / "runs", OLD, FaultyDisk())
     with pytest.raises(KeyError), durable.new_folder(tmp_path / "runs" / "step-1") as folder:

@@ -58,6 +58,20 @@ def test_what_was_started_with_nohup_outlives_its_terminal() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_work_that_has_nothing_to_save_is_stopped_by_the_first_signal() -> None:
+    with StopRequest().listening() as request:
+        with pytest.raises(Stopped, match="stopped by SIGUSR1") as caught, request.at_once():
+            send(signal.SIGUSR1)
+        assert caught.value.exit_code == 75
+        with pytest.raises(Stopped), request.at_once():  # it was asked before
+            pytest.fail("the work began")
+    with StopRequest().listening() as request:
+        with request.at_once():
+            pass
+        send(signal.SIGUSR1)  # outside it only asks
+        assert request.requested
+
+
 def test_in_another_thread_signals_stay_with_the_main_one() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen: list[object] = []

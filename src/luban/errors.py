@@ -36,7 +36,7 @@ class LubanError(Exception):
         if self.where is not None:
             lines.append(f"  where:    {self.where}")
         if self.received is not None:
-            shown = repr(self.received)
+            shown = _shown(self.received)
             lines.append(f"  received: {shown if len(shown) <= 300 else shown[:300] + '...'}")
         if self.fix is not None:
             lines.append(f"  fix:      {self.fix}")
@@ -82,10 +82,21 @@ class NonFiniteError(LubanError):
     """A loss or a gradient is NaN or infinite; the step was not applied."""
 
 
+class OutOfMemory(LubanError):  # noqa: N818  (what happened, as torch names it)
+    """There was not enough memory for what was to be done; the step was not applied."""
+
+
 class Stopped(LubanError):  # noqa: N818  (asked for, not an error)
     """A signal asked the run to stop; a checkpoint was written and the run can go on."""
 
     exit_code = 75
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes, lists without end
+        return f"a {type(value).__name__} too long to show"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:

@@ -13,6 +13,20 @@ from luban.errors import Stopped
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Start processes within the block that never see the signals that ask for a stop.
+
+    A terminal sends Ctrl-C to every process of the command, and a scheduler SIGTERM; the process that started
+    the others decides what it means. A mask is inherited, so there is no moment at which they would die of one.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class StopRequest:
     """Whether somebody asked this process to stop, and how.
 
@@ -27,6 +41,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._at_once = False
 
     @property
     def requested(self) -> bool:
@@ -41,6 +56,16 @@ class StopRequest:
         """Raise `Stopped` when a stop was asked for; called between pieces of work that save nothing."""
         if self.reason is not None:
             raise Stopped(f"stopped by {self.reason}")
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let the first signal raise `Stopped` within the block: work that is long and has nothing to save."""
+        self.check()
+        before, self._at_once = self._at_once, True
+        try:
+            yield
+        finally:
+            self._at_once = before
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -59,6 +84,8 @@ class StopRequest:
                 # A person who asks twice means now; checkpoints are atomic, so nothing is torn.
                 raise Stopped(f"stopped at once by a second {name}")
             self.ask(name)
+            if self._at_once:
+                self.check()
 
         ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         answered = [number for number in ASKING if not (ignored and number is signal.SIGHUP)]

@@ -33,6 +33,10 @@ class Rows:
     count: int
     tokens: int
 
+    @property
+    def rows(self) -> int:
+        return len(self.x)
+
     def describe(self) -> Mapping[str, Any]:
         return {"rows": self.tokens}
 
@@ -48,8 +52,10 @@ class Learner:
         self.x = torch.randn(ROWS, FEATURES, generator=made)
         self.y = self.x.sum(1, keepdim=True).sin()
 
-    def batches(self, step: int, rank: int, ranks: int) -> Sequence[Rows]:
-        batch, size = self.recipe.batch, self.recipe.micro_batch or self.recipe.batch
+    def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> Sequence[Rows]:
+        batch = self.recipe.batch
+        assert batch is not None
+        size = size or self.recipe.micro_batch or batch
         first, last = step * batch + batch * rank // ranks, step * batch + batch * (rank + 1) // ranks
         made = []
         for at in range(first, last, size):
@@ -72,6 +78,7 @@ class Notes:
     def __init__(self) -> None:
         self.lines: list[Mapping[str, Any]] = []
         self.times: list[Mapping[str, Any]] = []
+        self.told: list[str] = []
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         self.lines.append(record)
@@ -116,6 +123,7 @@ def make(
         compiling=Compiling(learner.model, wanted=False, tell=print),
         faults=faults or Faults(),
         clock=clock or (lambda: float(next(ticks))),
+        tell=notes.told.append,
     )
     return loop, notes, learner
 
@@ -189,7 +197,7 @@ def test_any_split_of_a_batch_gives_the_same_gradient(batch: int, micro_batch: i
         loop, _, learner = make(Path("unused"), recipe(batch=batch, micro_batch=micro), dropout=0.0)
         learner.model.double()
         learner.x, learner.y = learner.x.double(), learner.y.double()
-        loop._gradients(learner.batches(3, 0, 1))
+        loop._gradients.add(3, learner.batches(3, 0, 1))
         return [p.grad for p in learner.model.parameters() if p.grad is not None]
 
     for whole, split in zip(gradient(None), gradient(min(micro_batch, batch)), strict=True):
@@ -198,12 +206,12 @@ def test_any_split_of_a_batch_gives_the_same_gradient(batch: int, micro_batch: i
 
 def test_the_gradient_is_that_of_the_mean_loss(tmp_path: Path) -> None:
     loop, _, learner = make(tmp_path, recipe(batch=8, micro_batch=3), dropout=0.0)
-    loss, tokens, _ = loop._gradients(learner.batches(0, 0, 1))
+    computed = loop._gradients.add(0, learner.batches(0, 0, 1))
     got = [p.grad.clone() for p in learner.model.parameters() if p.grad is not None]
     learner.model.zero_grad()
     expected = (learner.model(learner.x[:8]) - learner.y[:8]).square().mean()
     expected.backward()
-    assert loss == pytest.approx(float(expected.detach()), rel=1e-6) and tokens == 8
+    assert computed.loss == pytest.approx(float(expected.detach()), rel=1e-6) and computed.tokens == 8
     for mine, parameter in zip(got, learner.model.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad)
 
@@ -241,11 +249,12 @@ def test_a_number_that_is_none_never_reaches_the_optimizer(tmp_path: Path) -> No
     )
     with pytest.raises(NonFiniteError, match="loss of step 6 is not finite") as error:
         loop.run()
-    assert error.value.where == [{"rows": 5}]
+    assert error.value.where == '[{"rows": 5, "loss": "nan"}]'
     for before, after in zip(weights, learner.model.parameters(), strict=True):
         assert torch.equal(before, after)
     assert notes.lines[-1]["kind"] == "non-finite" and notes.lines[-1]["loss"] == "nan"
     assert loop.checkpoints.steps() == [3]
+    assert notes.told[-1].startswith("the loss of step 6 is not finite")
 
 
 def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path) -> None:

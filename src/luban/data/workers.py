@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from luban.data.cleaning import CleanedBatch, StepCount, clean_batch
 from luban.data.duplicates import PERMUTATIONS
 from luban.errors import LubanError
 from luban.recipe import CleanRecipe
+from luban.signals import blocked
 
 T = TypeVar("T")
 _SIZES = struct.Struct("<QQ")
@@ -74,12 +74,13 @@ def _worker(recipe: CleanRecipe | None) -> Iterator[subprocess.Popen[bytes]]:
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONPATH": _search_path(),
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "luban.data.workers"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-    )
+    with blocked():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "luban.data.workers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
     try:
         _send(process.stdin, {"recipe": None if recipe is None else recipe.model_dump(mode="json")}, b"")
         yield process
@@ -155,7 +156,4 @@ def _work(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    # The terminal sends an interrupt to every process of the command; the one that started us decides what
-    # it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _work(sys.stdin.buffer, sys.stdout.buffer)

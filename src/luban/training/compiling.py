@@ -59,8 +59,16 @@ class Compiling:
         """
         if not self._wanted:
             return
-        why = self._try(trial)
-        if agree(why is not None):
+        why, stopped = None, None
+        try:
+            why = self._try(trial)
+        except Stopped as error:
+            stopped = error
+        # The others wait for this rank's word, whatever became of it.
+        failed = agree(why is not None or stopped is not None)
+        if stopped is not None:
+            raise stopped
+        if failed:
             self._give_up(why or "it failed on another rank")
 
     def _try(self, trial: Callable[[], object]) -> str | None:

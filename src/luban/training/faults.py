@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-POINTS = ("step", "before-optimizer", "evaluate", "before-save", "after-save")
+POINTS = ("step", "gradients", "before-optimizer", "evaluate", "before-save", "after-save")
 
 
 class Faults:

@@ -10,69 +10,32 @@ was not, when its budget is steps or tokens.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luban.errors import NonFiniteError, Stopped
-from luban.recipe import Interval, TrainRecipe
+from luban.errors import CheckpointError, NonFiniteError, OutOfMemory, Stopped
+from luban.recipe import Interval, TrainRecipe, settled
 from luban.signals import StopRequest
 from luban.training.checkpoints import Checkpoint, Checkpoints
 from luban.training.compiling import Compiling
 from luban.training.faults import NO_FAULTS, Faults
+from luban.training.gradients import Computed, Gradients
+from luban.training.learner import Batch, Learner, Record
+from luban.training.memory import bytes_left, memory_errors
+from luban.training.nonfinite import NAMED, PATIENCE, SHOWN, evidence, not_finite, number, what_is_not
 from luban.training.optimizers import Optimizer, build_optimizer
 from luban.training.parallel import Plan
 from luban.training.schedules import Budget, Schedule
 
 EVALUATIONS = 10
-
-
-class Batch(Protocol):
-    """A micro-batch: what the loss is computed on."""
-
-    count: int
-    """How many terms the loss sums over, for instance target tokens."""
-    tokens: int
-    """How many tokens (or rows) pass through the model."""
-
-    def describe(self) -> Mapping[str, Any]:
-        """Say where the batch came from, for the evidence when its loss is not finite."""
-
-
-class Learner(Protocol):
-    """What is learned."""
-
-    model: nn.Module
-
-    def batches(self, step: int, rank: int, ranks: int) -> Sequence[Batch]:
-        """Return this rank's micro-batches of step `step` (counted from 0); a pure function of its arguments."""
-
-    def epoch(self, step: int) -> float:
-        """Return how many times the data was seen after `step` steps."""
-
-    def loss(self, batch: Any) -> Tensor:
-        """Return the sum of the loss over the batch's terms: a scalar with a gradient."""
-
-    def flops(self, batch: Any) -> int:
-        """Return the floating-point operations of forward and backward on the batch."""
-
-
-class Record(Protocol):
-    """Where the loop writes what happened; only rank 0 has one that writes."""
-
-    def metrics(self, record: Mapping[str, Any]) -> None:
-        """Note what does not depend on the clock."""
-
-    def timings(self, record: Mapping[str, Any]) -> None:
-        """Note what does."""
-
-    def sync(self) -> Mapping[str, int]:
-        """Make the notes durable and return their sizes."""
+"""How many evaluations a run makes that names no interval."""
 
 
 @dataclass
@@ -89,6 +52,10 @@ class Progress:
     evaluations: int = 0
     evaluated_step: int = 0
     stopped_early: bool = False
+    micro_batch: int | None = None
+    """Most rows of a micro-batch, once memory did not suffice for the learner's own choice."""
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     logs: dict[str, int] = field(default_factory=dict)
 
 
@@ -101,6 +68,11 @@ class Step:
     rate: float
     tokens: int
     flops: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether the optimizer may see it."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 class Loop:
@@ -120,7 +92,9 @@ class Loop:
         compiling: compiles the model before the first step, or leaves it.
         faults: points at which a test makes the process die.
         clock: seconds, monotonic.
+        evaluations: how many to spread over the budget where the recipe names no interval.
         watch: told the progress after every step, for the terminal.
+        tell: told in one line what the run went on in spite of.
     """
 
     def __init__(
@@ -138,18 +112,17 @@ class Loop:
         compiling: Compiling,
         faults: Faults = NO_FAULTS,
         clock: Callable[[], float] = time.monotonic,
+        evaluations: int = EVALUATIONS,
         watch: Callable[[Progress, float, float], None] = lambda *_: None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.learner, self.recipe, self.plan = learner, recipe, plan
         self._evaluate, self._minimise = evaluate, minimise
         self.checkpoints, self._record, self._forward = checkpoints, record, forward
-        self._stop, self.compiling, self._faults, self._clock, self._watch = (
-            stop,
-            compiling,
-            faults,
-            clock,
-            watch,
-        )
+        self._stop, self.compiling, self._faults = stop, compiling, faults
+        self._clock, self._watch, self._tell = clock, watch, tell
+        self._evaluations = evaluations
+        self._gradients = Gradients(learner, plan, seed=recipe.seed, forward=forward)
         self.schedule = Schedule(recipe)
         self.budget = Budget(recipe)
         self.optimizer: Optimizer = build_optimizer(learner.model.named_parameters(), recipe)
@@ -161,7 +134,9 @@ class Loop:
 
         Raises:
             Stopped: after a checkpoint was written, when somebody asked for a stop.
-            NonFiniteError: when a loss or a gradient is NaN or infinite; the step was not applied.
+            NonFiniteError: when a loss, a gradient or a weight is NaN or infinite; nothing of it was applied or
+                saved.
+            OutOfMemory: when a micro-batch, an evaluation or the optimizer needs more memory than there is.
         """
         if checkpoint is None:
             self.plan.start(self.learner.model)
@@ -170,7 +145,11 @@ class Loop:
         begun = self._clock() - self.progress.seconds
         self._saved_at = self._evaluated_at = self.progress.seconds
         self.learner.model.train()
-        self.compiling.prepare(self._trial, lambda failed: self.plan.sum([float(failed)])[0] > 0)
+        with self._stop.at_once():  # there is nothing to save that is not saved
+            self.compiling.prepare(
+                lambda: self._gradients.try_out(self.progress.step, self.progress.micro_batch),
+                self._agree_on_compiling,
+            )
         while not self._done():
             self._faults.reach("step", self.progress.step, self.plan.rank)
             before = self.progress.seconds
@@ -197,7 +176,9 @@ class Loop:
         progress, started = self.progress, self._clock()
         self._faults.reach("evaluate", progress.step, self.plan.rank)
         self.learner.model.eval()
-        with self.compiling.paused(), torch.no_grad(), self._forward():
+        fix = f"close other programs, then go on: {self._resume}"
+        spare = memory_errors(f"measuring the model of step {progress.step}", fix)
+        with spare, self.compiling.paused(), torch.no_grad(), self._forward():
             figures = self._evaluate(progress.step)
         self.learner.model.train()
         progress.evaluations += 1
@@ -208,9 +189,12 @@ class Loop:
             progress.best, progress.best_step, progress.worse = value, progress.step, 0
         else:
             progress.worse += 1
-        self._record.metrics(
-            {"kind": "evaluation", "step": progress.step, "tokens": progress.tokens, **_finite(figures)}
-        )
+        if not math.isfinite(value):
+            self._tell(
+                f"the evaluation of step {progress.step} is not finite: {next(iter(figures))} is {value}"
+            )
+        where = {"kind": "evaluation", "step": progress.step, "tokens": progress.tokens}
+        self._record.metrics({**where, **{name: number(figure) for name, figure in figures.items()}})
         self._time("evaluation", started)
         if self.recipe.patience is not None:
             progress.stopped_early = progress.worse >= self.recipe.patience
@@ -218,15 +202,20 @@ class Loop:
                 self.save()
         return figures
 
-    def save(self) -> None:
-        """Write a checkpoint of where the run stands, unless this step has one."""
+    def save(self, *, again: bool = False) -> None:
+        """Write a checkpoint of where the run stands, unless this step has one, or `again` in its place.
+
+        Raises:
+            NonFiniteError: when the weights or the optimizer's state are not finite; nothing was written.
+        """
         progress, started = self.progress, self._clock()
-        if progress.step == self._saved_step:
+        if progress.step == self._saved_step and not again:
             return
         self._faults.reach("before-save", progress.step, self.plan.rank)
+        tensors, scalars = self.optimizer.state()
+        self._check_finite(tensors)
         if self.plan.rank == 0:
             progress.logs = dict(self._record.sync())
-            tensors, scalars = self.optimizer.state()
             state = {"progress": asdict(progress), "optimizer": scalars, "compile": self.compiling.state()}
             best = progress.best_step if self.recipe.patience is not None else None
             model = self.learner.model.state_dict()
@@ -236,91 +225,136 @@ class Loop:
         self._saved_step, self._saved_at = progress.step, progress.seconds
         self._faults.reach("after-save", progress.step, self.plan.rank)
 
-    def _trial(self) -> None:
-        """Run forward and backward of the step to come on this rank alone, and drop the gradients."""
-        try:
-            for batch in self.learner.batches(self.progress.step, self.plan.rank, self.plan.ranks):
-                with self._forward():
-                    loss = self.learner.loss(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-        finally:
-            self.learner.model.zero_grad(set_to_none=True)
-
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self.learner.model.load_state_dict(dict(checkpoint.model))
-        self.optimizer.load_state(dict(checkpoint.optimizer), dict(checkpoint.state["optimizer"]))
-        self.compiling.load_state(checkpoint.state["compile"])
-        self.progress = Progress(**checkpoint.state["progress"])
+        try:
+            self.learner.model.load_state_dict(dict(checkpoint.model))
+            self.optimizer.load_state(dict(checkpoint.optimizer), dict(checkpoint.state["optimizer"]))
+            self.compiling.load_state(checkpoint.state["compile"])
+            self.progress = Progress(**checkpoint.state["progress"])
+        except (CheckpointError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            where = self.checkpoints.path(checkpoint.step)
+            message = f"the checkpoint of step {checkpoint.step} is not of this run: {error}"
+            raise CheckpointError(message, where=where) from error
         self._saved_step = checkpoint.step
 
+    def _check_finite(self, optimizer: Mapping[str, Tensor]) -> None:
+        """Refuse to save what no run could go on from."""
+        held = {**self.learner.model.state_dict(), **optimizer}
+        bad = not_finite(held.items()) if self.plan.rank == 0 else []
+        if self.plan.sum([float(len(bad))])[0] == 0:
+            return
+        step, before = self.progress.step, self.checkpoints.steps()
+        kept = f"that of step {before[-1]} stands" if before else "there is none before"
+        raise NonFiniteError(
+            f"weights or optimizer state are not finite after step {step}; no checkpoint was written, {kept}",
+            received=bad[:NAMED],
+            where=f"step {step}",
+            fix="start again with a lower train.learning_rate",
+        )
+
     def _step(self) -> Step:
-        """One optimizer step."""
+        """One optimizer step, or none where its loss or gradient is not finite and the recipe says to skip."""
         progress, model = self.progress, self.learner.model
-        batches = self.learner.batches(progress.step, self.plan.rank, self.plan.ranks)
-        loss, tokens, flops = self._gradients(batches)
+        computed = self._compute()
+        self._faults.reach("gradients", progress.step, self.plan.rank)
         self.plan.reduce_gradients(model)
         parameters = [p for p in model.parameters() if p.grad is not None]
         norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._refuse(loss, norm, batches)
-        if self.recipe.clip is not None and norm > self.recipe.clip:
-            nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, torch.tensor(norm))
         rate = self.schedule.rate(self.budget.progress(progress.step, progress.tokens, progress.seconds))
-        self._faults.reach("before-optimizer", progress.step, self.plan.rank)
-        self.optimizer.set_rate(rate)
-        self.optimizer.step()
+        done = Step(computed.loss, norm, rate, computed.tokens, computed.flops)
+        if done.finite:
+            if self.recipe.clip is not None and norm > self.recipe.clip:
+                nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, torch.tensor(norm))
+            self._faults.reach("before-optimizer", progress.step, self.plan.rank)
+            self.optimizer.set_rate(rate)
+            fix = f"close other programs, then go on: {self._resume}; or train a smaller model"
+            with memory_errors(f"the optimizer applied step {progress.step + 1}", fix):
+                self.optimizer.step()
+            progress.skipped_in_a_row = 0
+        else:
+            self._refuse(done, computed)
         self.optimizer.zero_grad()
         progress.step += 1
-        progress.tokens += tokens
-        progress.flops += flops
-        return Step(loss, norm, rate, tokens, flops)
+        progress.tokens += done.tokens
+        progress.flops += done.flops
+        return done
 
-    def _gradients(self, batches: Sequence[Batch]) -> tuple[float, int, int]:
-        """Add up the gradient of the mean loss over all micro-batches of all ranks; the same for every split.
+    def _compute(self) -> Computed:
+        """Compute the gradient of the step to come, in smaller micro-batches where the recipe says so."""
+        while True:
+            batches = self._gradients.batches(self.progress.step, self.progress.micro_batch)
+            try:
+                return self._gradients.add(self.progress.step, batches)
+            except OutOfMemory as error:
+                short = error.message
+            self._halve(short, batches)
 
-        Returns the loss per term, and the tokens and FLOPs of the step, over all ranks.
+    def _halve(self, short: str, batches: Sequence[Batch]) -> None:
+        """Go over to micro-batches of half as many rows, kept in a checkpoint, or end the run with advice.
+
+        The checkpoint is written before the step is done again: a run that is killed from here on goes on in
+        the same micro-batches, and so to the same bytes.
         """
-        count, tokens, flops = self.plan.sum(
-            [
-                float(sum(batch.count for batch in batches)),
-                float(sum(batch.tokens for batch in batches)),
-                float(sum(self.learner.flops(batch) for batch in batches)),
-            ]
-        )
-        total = 0.0
-        for index, batch in enumerate(batches):
-            torch.manual_seed(_seed(self.recipe.seed, self.progress.step, index, self.plan.rank))
-            with self._forward():
-                loss = self.learner.loss(batch)
-            (loss / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        (total,) = self.plan.sum([total])
-        return total / max(count, 1.0), int(tokens), int(flops)
-
-    def _refuse(self, loss: float, norm: float, batches: Sequence[Batch]) -> None:
-        """Stop before the optimizer sees a number that is none; name the batch, keep the evidence."""
         progress = self.progress
-        bad = [
-            name
-            for name, p in self.learner.model.named_parameters()
-            if p.grad is not None and not p.grad.isfinite().all()
-        ]
-        evidence = {
-            "kind": "non-finite",
-            "step": progress.step + 1,
-            "loss": str(loss),
-            "gradient_norm": str(norm),
-            "parameters": bad[:20],
-            "batches": [dict(batch.describe()) for batch in batches],
-        }
-        self._record.metrics(evidence)
-        raise NonFiniteError(
-            f"the {'loss' if not math.isfinite(loss) else 'gradient'} of step {progress.step + 1} is not finite; "
-            "the step was not applied",
-            received={"loss": loss, "gradient_norm": norm},
-            where=evidence["batches"],
-            fix="lower train.learning_rate, set train.clip, or look at the rows named in metrics.jsonl",
+        self.learner.model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        largest = max(batches, key=lambda batch: batch.rows, default=None)
+        own = [float(largest.rows), float(largest.tokens // largest.rows)] if largest else [0.0, 0.0]
+        rows, length = (int(n) for n in self.plan.sum(own if self.plan.rank == 0 else [0.0, 0.0]))
+        tried = f"micro-batches of {rows} x {length} tokens ({bytes_left():,} bytes free)"
+        half = rows // 2
+        if half and self.recipe.on_out_of_memory == "halve":
+            progress.micro_batch = half
+            self._record.metrics({"kind": "out-of-memory", "step": progress.step + 1, "micro_batch": half})
+            self._tell(
+                f"out of memory at step {progress.step + 1} in {tried}; goes on with {half}: the same gradient up "
+                "to rounding and what dropout draws"
+            )
+            self.save(again=True)
+            return
+        smaller = f"train.micro_batch={half}" if half else "a smaller data.length or model"
+        raise OutOfMemory(
+            f"out of memory at step {progress.step + 1} in {tried}; the step was not applied",
+            received=short,
+            where=f"step {progress.step + 1}, rank {self.plan.rank}",
+            fix=f"start again with {smaller}{', or train.on_out_of_memory=halve' if half else ''}; or close other "
+            f"programs and go on: {self._resume}",
         )
+
+    def _refuse(self, done: Step, computed: Computed) -> None:
+        """Note a step that is not finite before the optimizer sees it, and end the run unless it may be skipped."""
+        progress = self.progress
+        named = self._gradients.suspects(progress.step, progress.micro_batch, computed)
+        found = evidence(progress.step + 1, done.loss, done.norm, self.learner.model, named)
+        self._record.metrics(found)
+        what = f"the {what_is_not(found)} of step {progress.step + 1} is not finite; the step was not applied"
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        where = json.dumps(found["batches"], ensure_ascii=False)
+        where = where if len(where) <= SHOWN else where[:SHOWN] + "..."
+        self._tell(f"{what}: {where}")
+        fix = "lower train.learning_rate, set train.clip, or look at the rows named in metrics.jsonl"
+        if self.recipe.on_nonfinite == "stop":
+            fix += "; train.on_nonfinite=skip leaves such steps out"
+        elif progress.skipped_in_a_row >= PATIENCE:
+            what += f", nor were the {PATIENCE - 1} before it"
+        elif not found["weights"]:
+            return
+        received = {"loss": done.loss, "gradient_norm": done.norm}
+        raise NonFiniteError(what, received=received, where=where, fix=fix)
+
+    def _agree_on_compiling(self, failed: bool) -> bool:
+        """Say whether compiling failed on any rank; a signal to one of them stops all."""
+        failures, stops = self.plan.sum([float(failed), float(self._stop.requested)])
+        if stops:
+            why = self._stop.reason or "another rank"
+            raise Stopped(f"stopped by {why} while compiling, at step {self.progress.step}; nothing was lost")
+        return failures > 0
+
+    @property
+    def _resume(self) -> str:
+        return f"luban train --resume {self.checkpoints.folder.parent}"
 
     def _agree_on_time(self, begun: float) -> None:
         """Set the training clock: that of rank 0, so that all ranks end a budget of minutes on the same step."""
@@ -341,7 +375,7 @@ class Loop:
     def _due_for_evaluation(self) -> bool:
         every = self.recipe.evaluate_every
         if every is None:
-            return int(self._share() * EVALUATIONS) > self.progress.evaluations
+            return int(self._share() * self._evaluations) > self.progress.evaluations
         return self._due(every, self._evaluated_at)
 
     def _due_for_checkpoint(self) -> bool:
@@ -360,9 +394,10 @@ class Loop:
                 "step": progress.step,
                 "tokens": progress.tokens,
                 "epoch": round(self.learner.epoch(progress.step), 4),
-                "loss": done.loss,
-                "learning_rate": done.rate * self.recipe.learning_rate,
-                "gradient_norm": done.norm,
+                "loss": number(done.loss),
+                "learning_rate": done.rate * settled(self.recipe.learning_rate, "train.learning_rate"),
+                "gradient_norm": number(done.norm),
+                **({} if done.finite else {"skipped": True}),
             }
         )
         when = {"step": progress.step, "seconds": progress.seconds, "took": took}
@@ -374,18 +409,3 @@ class Loop:
         self._record.timings(
             {"kind": kind, "step": self.progress.step, "seconds": self.progress.seconds, "took": took}
         )
-
-
-def _seed(*parts: int) -> int:
-    """Mix numbers into one seed (splitmix64 steps), so that neighbouring steps draw unrelated numbers."""
-    state = 0
-    for part in parts:
-        state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state
-
-
-def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.errors import CheckpointError, InputError
-from luban.recipe import TrainRecipe
+from luban.recipe import TrainRecipe, settled
 from luban.training.muon import Muon
 
 Named = list[tuple[str, nn.Parameter]]
@@ -77,6 +77,15 @@ class Optimizer:
         }
         return tensors, {"kind": self.kind, "rate": self.rate}
 
+    def state_bytes(self) -> int:
+        """Return the bytes of the tensors that `state` gives once every parameter was stepped."""
+        return sum(
+            4 if key == "step" else parameter.numel() * parameter.element_size()
+            for part in self._parts
+            for parameter in _parameters(part)
+            for key in _STATES[type(part)]
+        )
+
     def load_state(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
         """Take a state that `state` gave; steps go on from there bit for bit.
 
@@ -130,7 +139,8 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe
 
     Example:
         >>> layer = nn.Linear(4, 4)
-        >>> optimizer = build_optimizer(layer.named_parameters(), TrainRecipe(steps=1, optimizer="adamw"))
+        >>> recipe = TrainRecipe(steps=1, optimizer="adamw", learning_rate=1e-3)
+        >>> optimizer = build_optimizer(layer.named_parameters(), recipe)
         >>> layer(torch.ones(1, 4)).sum().backward()
         >>> optimizer.step()
         >>> sorted(optimizer.state()[0])[:3]
@@ -152,7 +162,7 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe
         parts.append(
             Muon(
                 [parameter for _, parameter in hidden],
-                recipe.learning_rate,
+                settled(recipe.learning_rate, "train.learning_rate"),
                 momentum=recipe.momentum,
                 nesterov=recipe.nesterov,
                 weight_decay=recipe.weight_decay,
@@ -170,7 +180,8 @@ def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
 def _torch_optimizer(kind: str, named: Named, recipe: TrainRecipe) -> torch.optim.Optimizer:
     """Return torch's optimizer of that kind, fused where torch has a fused one."""
     groups = _decay_groups(named, recipe.weight_decay)
-    rate, fused = recipe.learning_rate, all(p.device.type in ("cpu", "cuda") for _, p in named)
+    rate = settled(recipe.learning_rate, "train.learning_rate")
+    fused = all(p.device.type in ("cpu", "cuda") for _, p in named)
     if kind == "sgd":
         nesterov = recipe.nesterov and recipe.momentum > 0
         return torch.optim.SGD(groups, rate, momentum=recipe.momentum, nesterov=nesterov, fused=fused)

@@ -7,14 +7,17 @@ The loop knows only the methods below, so that a plan which shards parameters ca
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from luban.errors import LubanError, Stopped
 
 PATIENCE = datetime.timedelta(days=7)
 """How long a rank waits for the others: the first prepares data and evaluates alone, which may take hours."""
@@ -36,7 +39,15 @@ class Plan(Protocol):
         """Add up the gradients over all ranks, in place."""
 
     def wait(self) -> None:
-        """Go on only when every rank is here."""
+        """Go on only when every rank is here.
+
+        Raises:
+            Stopped: another rank left, because a signal stopped it.
+            LubanError: another rank left with an error.
+        """
+
+    def leave(self, *, stopped: bool) -> None:
+        """Tell the ranks that wait, or will wait next, that this one does not come: by a signal, or an error."""
 
     def close(self) -> None:
         """Leave the group."""
@@ -60,6 +71,9 @@ class Alone:
     def wait(self) -> None:
         """Do nothing."""
 
+    def leave(self, *, stopped: bool) -> None:
+        """Do nothing: nobody waits."""
+
     def close(self) -> None:
         """Do nothing."""
 
@@ -73,6 +87,7 @@ class DataParallel:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if self._device.type == "cuda" else "gloo", timeout=PATIENCE)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self._left = False
 
     def start(self, model: nn.Module) -> None:
         """Send the weights of rank 0 to all."""
@@ -101,12 +116,36 @@ class DataParallel:
             begin += gradient.numel()
 
     def wait(self) -> None:
-        """Meet at a barrier."""
-        dist.barrier()
+        """Meet at a sum, in which a rank that leaves says so."""
+        stopped, failed = self.sum([0.0, 0.0])
+        self._left = bool(stopped or failed)
+        if failed:
+            raise LubanError("another rank ended with an error; its own message says which")
+        if stopped:
+            raise Stopped("stopped by another rank")
+
+    def leave(self, *, stopped: bool) -> None:
+        """Take part in the sum that the others wait at; when another left first, they are gone."""
+        if not self._left:
+            self._left = True
+            self.sum([float(stopped), float(not stopped)])
 
     def close(self) -> None:
         """Leave the process group."""
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def together(plan: Plan) -> Iterator[None]:
+    """Let the other ranks end too when this one does within the block, instead of waiting for it for days.
+
+    For work of one rank that the others wait for: nothing but `wait` may come between them within the block.
+    """
+    try:
+        yield
+    except Exception as error:
+        plan.leave(stopped=isinstance(error, Stopped))
+        raise
 
 
 def plan_from_environment() -> Plan:

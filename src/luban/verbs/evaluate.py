@@ -13,7 +13,6 @@ from luban.data.prepare import Prepared, is_prepared
 from luban.data.reading import read_rows
 from luban.data.shards import ShardWriter, TokenShards
 from luban.data.sources import find_files
-from luban.durable import read_json
 from luban.errors import InputError
 from luban.machine import set_threads
 from luban.recipe import LanguageModelRecipe, TextData, TextEvaluation, TrainRecipe
@@ -22,6 +21,7 @@ from luban.run import run_of
 from luban.signals import StopRequest
 from luban.tasks.base import Evaluation
 from luban.tasks.language_model import evaluation_of, measure
+from luban.training.memory import memory_errors
 from luban.verbs.load import Model, load
 
 ENCODE_ROWS = 256
@@ -53,11 +53,51 @@ def evaluate(
     Returns:
         loss in nats per token, perplexity, bits per byte, nats per character, each with a 95 % interval. The
         end token that separates documents is not counted.
+
+    Raises:
+        InputError: when model, text, length or stride cannot be used.
+        Stopped: when a signal came.
+        OutOfMemory: when the model or a batch does not fit.
     """
     path, show, stop = Path(folder), show or Show(quiet=True), StopRequest()
-    settings = _run_settings(path)
-    set_threads()
-    model = load(path)
+    spare = memory_errors("measuring a model", "give a smaller --length, or close other programs")
+    # Nothing is kept of a measurement that is stopped, so the first signal ends it, wherever it is.
+    with stop.listening(), stop.at_once(), spare:
+        settings = _run_settings(path)
+        set_threads()
+        model = load(path)
+        length, stride = _context(model, settings, length, stride)
+        policy = document or (settings.data.document if settings else "file")
+        evaluation = TextEvaluation(
+            primary=settings.evaluate.primary if settings else "bits_per_byte",
+            bootstrap=bootstrap,
+            stride=stride,
+        )
+        recipe = LanguageModelRecipe(
+            data=TextData(source="-"), train=TrainRecipe(steps=1), evaluate=evaluation
+        )
+        with tempfile.TemporaryDirectory(prefix="luban-evaluate-") as scratch:
+            if data is None:
+                shards = _held_out(path)
+            else:
+                source = [data] if isinstance(data, str) else list(data)
+                asked = TextData.model_validate(
+                    {"source": source, "text": text, "document": policy, "clean": None}
+                )
+                show.stage("tokenising", 0.0)
+                shards = _encode(model, asked, Path(scratch), stop)
+            show.stage("evaluating", 0.0)
+            measured = measure(
+                model.module, shards, model.tokenizer.end_id, length=length, stride=stride, stop=stop.check
+            )
+            show.clear()
+            return evaluation_of(measured, recipe, shards, model.tokenizer)
+
+
+def _context(
+    model: Model, settings: LanguageModelRecipe | None, length: int | None, stride: int | None
+) -> tuple[int, int]:
+    """Return the context in tokens and how far it moves, as asked for or as the model was trained."""
     longest = model.module.config.max_length
     length = length or model.state.get("length") or min(longest, 1024)
     stride = stride or min((settings.evaluate.stride if settings else None) or length, length)
@@ -66,36 +106,14 @@ def evaluate(
             f"need 2 <= length <= {longest} (the model's longest text) and 1 <= stride <= length",
             received=f"length {length}, stride {stride}",
         )
-    policy = document or (settings.data.document if settings else "file")
-    evaluation = TextEvaluation(
-        primary=settings.evaluate.primary if settings else "bits_per_byte", bootstrap=bootstrap, stride=stride
-    )
-    with stop.listening(), tempfile.TemporaryDirectory(prefix="luban-evaluate-") as scratch:
-        if data is None:
-            shards = _held_out(path)
-        else:
-            source = [data] if isinstance(data, str) else list(data)
-            asked = TextData.model_validate(
-                {"source": source, "text": text, "document": policy, "clean": None}
-            )
-            show.stage("tokenising", 0.0)
-            shards = _encode(model, asked, Path(scratch), stop)
-        show.stage("evaluating", 0.0)
-        measured = measure(
-            model.module, shards, model.tokenizer.end_id, length=length, stride=stride, stop=stop.check
-        )
-        show.clear()
-        recipe = LanguageModelRecipe(
-            data=TextData(source="-"), train=TrainRecipe(steps=1), evaluate=evaluation
-        )
-        return evaluation_of(measured, recipe, shards, model.tokenizer)
+    return length, stride
 
 
 def _run_settings(folder: Path) -> LanguageModelRecipe | None:
     run = run_of(folder)
     if run is None:
         return None
-    recipe = read_recipe(run.read_recipe(), (), tasks.schema_of)
+    recipe = read_recipe(run.read_recipe(), (), tasks.schema_of, str(run.recipe))
     return recipe if isinstance(recipe, LanguageModelRecipe) else None
 
 
@@ -105,7 +123,7 @@ def _held_out(folder: Path) -> TokenShards:
         raise InputError(
             "a model folder has no held-out text of its own", received=str(folder), fix="add --data FILE"
         )
-    elsewhere = read_json(run.plan).get("data") if run.plan.is_file() else None
+    elsewhere = run.read_plan().get("data") if run.plan.is_file() else None
     place = Path(elsewhere) if elsewhere else run.data
     if not is_prepared(place):
         raise InputError("the run has no prepared data", received=str(place), fix="add --data FILE")

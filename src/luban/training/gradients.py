@@ -1,0 +1,119 @@
+"""The gradient of one step: summed over micro-batches, the same for every way to split the step's rows."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from luban.errors import OutOfMemory
+from luban.training.learner import Batch, Learner
+from luban.training.memory import is_out_of_memory, reason
+from luban.training.parallel import Plan
+
+Forward = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What came with a gradient: loss per term, tokens and FLOPs over all ranks; this rank's part in detail."""
+
+    loss: float
+    tokens: int
+    flops: int
+    batches: Sequence[Batch]
+    losses: Sequence[float]
+    """The loss of each micro-batch of this rank, summed over its terms."""
+
+
+class Gradients:
+    """Computes gradients of one learner under one plan.
+
+    Arguments:
+        learner: what is learned.
+        plan: how a step's rows are divided among processes.
+        seed: of every random draw, mixed with step, micro-batch and rank.
+        forward: what the forward pass runs in, for instance autocast.
+    """
+
+    def __init__(self, learner: Learner, plan: Plan, *, seed: int, forward: Forward) -> None:
+        self._learner, self._plan, self._seed, self._forward = learner, plan, seed, forward
+
+    def batches(self, step: int, size: int | None, rank: int | None = None) -> Sequence[Batch]:
+        """Return the micro-batches of a rank, this one when left out, of at most `size` rows."""
+        share = (step, self._plan.rank if rank is None else rank, self._plan.ranks)
+        return self._learner.batches(*share) if size is None else self._learner.batches(*share, size)
+
+    def try_out(self, step: int, size: int | None) -> None:
+        """Run forward and backward of a step on this rank alone, and drop the gradients."""
+        try:
+            for batch in self.batches(step, size):
+                with self._forward():
+                    loss = self._learner.loss(batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            self._learner.model.zero_grad(set_to_none=True)
+
+    def add(self, step: int, batches: Sequence[Batch]) -> Computed:
+        """Add the gradient of the mean loss over all micro-batches of all ranks to this rank's parameters.
+
+        Raises:
+            OutOfMemory: on all ranks, when one of them had too little.
+        """
+        count, tokens, flops = self._plan.sum(
+            [
+                float(sum(batch.count for batch in batches)),
+                float(sum(batch.tokens for batch in batches)),
+                float(sum(self._learner.flops(batch) for batch in batches)),
+            ]
+        )
+        losses: list[float] = []
+        total, short = 0.0, None
+        try:
+            for index, batch in enumerate(batches):
+                torch.manual_seed(mixed(self._seed, step, index, self._plan.rank))
+                with self._forward():
+                    loss = self._learner.loss(batch)
+                (loss / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]
+                losses.append(float(loss.detach()))
+                total += losses[-1]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # The error's traceback holds the activations; only its words leave this block.
+            short = reason(error)
+        total, ranks_short = self._plan.sum([total, float(short is not None)])
+        if ranks_short:
+            raise OutOfMemory(short or "out of memory on another rank")
+        return Computed(total / max(count, 1.0), int(tokens), int(flops), batches, losses)
+
+    def suspects(self, step: int, size: int | None, done: Computed) -> list[tuple[Batch, float | None]]:
+        """Return the micro-batches of the ranks whose loss is not finite, of all ranks where all are.
+
+        Every rank can say what another computed on, for batches are a pure function; the losses it knows are
+        its own.
+        """
+        plan, own_bad = self._plan, not all(map(math.isfinite, done.losses))
+        bad = plan.sum([float(rank == plan.rank and own_bad) for rank in range(plan.ranks)])
+        named: list[tuple[Batch, float | None]] = []
+        for rank in [rank for rank in range(plan.ranks) if bad[rank]] or range(plan.ranks):
+            if rank == plan.rank:
+                named += zip(done.batches, done.losses, strict=True)
+            else:
+                named += [(batch, None) for batch in self.batches(step, size, rank)]
+        return named
+
+
+def mixed(*parts: int) -> int:
+    """Mix numbers into one seed (splitmix64 steps), so that neighbouring steps draw unrelated numbers."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state
