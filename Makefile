@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test lint docs bench clean
+.PHONY: quickstart test lint docs bench bench-reliability clean
 
 $(BIN)/luban: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ docs: $(BIN)/luban
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py
+
+bench-reliability: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability.py --count 2000
 
 clean:
 	rm -rf $(VENV) runs build dist

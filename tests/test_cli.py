@@ -25,7 +25,10 @@ for verb in (None, *cli.luban.commands):
     print("HEAVY", verb, sorted(set(HEAVY) & set(sys.modules)))
 """
 HEAVY = ["torch", "numpy", "pydantic", "transformers", "tokenizers", "safetensors", "yaml", "rich", "jinja2"]
-VERBS = ["train", "evaluate", "predict", "prepare", "recipes", "quickstart", "report"]
+VERBS = [
+    *("train", "plan", "resume", "evaluate", "predict", "prepare", "recipes", "quickstart"),
+    *("runs", "compare", "report", "doctor"),
+]
 
 
 def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -156,14 +159,14 @@ def test_success_ends_with_0_and_one_line_of_json(
 
 
 def test_json_has_no_nan_and_fits_any_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_json({"loss": float("nan"), "bounds": [float("inf"), 1.5], "text": "春\ud800"})
+    cli.print_json({"loss": float("nan"), "bounds": [float("inf"), 1.5], "text": "春\ud800"})
     line = capsys.readouterr().out
     assert json.loads(line, parse_constant=pytest.fail) == {
         "loss": None,
         "bounds": [None, 1.5],
         "text": "春\ud800",
     }
-    cli._print_json({"text": "春"})
+    cli.print_json({"text": "春"})
     assert "春" in capsys.readouterr().out
 
 

@@ -105,6 +105,13 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert written == make_docs().page(), "docs/recipes.md is out of date: run `make docs`"
 
 
+def test_the_counts_are_those_of_the_last_sweeps() -> None:
+    written = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    assert "| times |" in written
+    assert written == make_docs().reliability_page(), "docs/reliability.md is out of date: run `make docs`"
+    assert "BROKEN" not in (ROOT / "benchmarks" / "results" / "reliability.json").read_text("utf-8")
+
+
 def test_every_key_is_described() -> None:
     def described(schema: type[object]) -> Iterator[str]:
         for name, field in schema.model_fields.items():  # type: ignore[attr-defined]

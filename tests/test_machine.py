@@ -14,7 +14,7 @@ from luban.errors import InputError
 
 FIELDS = (
     *("device", "name", "cores", "threads", "memory_bytes", "dtype", "why"),
-    *("peak_flops", "bandwidth", "torch", "python", "platform"),
+    *("peak_flops", "bandwidth", "torch", "python", "platform", "luban"),
 )
 
 

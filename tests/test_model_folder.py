@@ -106,6 +106,27 @@ def test_shards_and_narrow_dtypes(folder: Path, dtype: torch.dtype) -> None:
         load_model(folder)
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_snapshot_of_a_cache_is_read_though_its_files_are_links_out(
+    folder: Path, tmp_path: Path, sharded: bool
+) -> None:
+    if sharded:
+        (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+        weight_map = dict.fromkeys(load_file(folder / "model-1.safetensors"), "model-1.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1f", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
+    assert load_model(snapshot).tokenizer is not None
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="leads out"):
+        load_model(snapshot)
+
+
 def test_pickles_are_refused_with_a_way_out(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="pickle") as caught:

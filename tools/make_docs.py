@@ -1,7 +1,8 @@
 """Writes docs/recipes.md from the code: the recipe's fields, the shipped recipes, the verbs' options.
 
-Run it (`make docs`) after a change of luban/recipe.py, luban/cli.py or a shipped recipe. A test compares the
-page with what this script would write.
+It also writes the table of docs/reliability.md from benchmarks/results/reliability.json. Run it (`make docs`) after a
+change of luban/recipe.py, luban/cli.py, a shipped recipe or those results. A test compares the pages with what this
+script would write.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from luban.cli import luban
 from luban.recipe import Interval, LanguageModelRecipe, Section
 from luban.recipe_reader import shipped
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "recipes.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
+COUNTS = ROOT / "benchmarks" / "results" / "reliability.json"
+BEFORE_COUNTS, AFTER_COUNTS = "from benchmarks/results/reliability.json -->\n", "<!-- end of counts -->"
 SECTIONS = (
     ("The whole", LanguageModelRecipe, ""),
     ("data", LanguageModelRecipe, "data"),
@@ -75,6 +80,24 @@ def page() -> str:
     parts.append("## Verbs\n")
     parts += [_verb(name, command) for name, command in luban.commands.items()]
     return "\n".join(parts)
+
+
+def reliability_page() -> str:
+    """Return docs/reliability.md with the counts of the last sweeps in its table."""
+    before, _, rest = RELIABILITY.read_text("utf-8").partition(BEFORE_COUNTS)
+    _, _, after = rest.partition(AFTER_COUNTS)
+    rows = [_sweep(sweep) for sweep in json.loads(COUNTS.read_text("utf-8"))["sweeps"]]
+    head = ("tried", "times", "outcomes", "promises broken", "seconds", "command")
+    return before + BEFORE_COUNTS + _table(head, rows) + AFTER_COUNTS + after
+
+
+def _sweep(sweep: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a row of the table of counts."""
+    outcomes: Mapping[str, int] = sweep["outcomes"]
+    broken = sum(number for name, number in outcomes.items() if name.startswith("BROKEN"))
+    kept = [f"{number:,} {name}" for name, number in outcomes.items() if not name.startswith("BROKEN")]
+    seconds, command = f"{sweep['seconds']:.0f}", f"`{sweep['command']}`"
+    return sweep["tried"], f"{sweep['count']:,}", "; ".join(kept), f"{broken:,}", seconds, command
 
 
 def _shipped() -> Iterator[str]:
@@ -223,3 +246,4 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    RELIABILITY.write_text(reliability_page(), encoding="utf-8")

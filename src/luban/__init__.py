@@ -10,10 +10,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from luban.verbs import evaluate, load, predict, train
+    from luban.verbs.evaluate import evaluate
+    from luban.verbs.load import load
+    from luban.verbs.predict import predict
+    from luban.verbs.train import train
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "load", "predict", "train"]
@@ -21,7 +25,5 @@ __all__ = ["__version__", "evaluate", "load", "predict", "train"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from luban import verbs
-
-        return getattr(verbs, name)
+        return getattr(importlib.import_module(f"luban.verbs.{name}"), name)
     raise AttributeError(f"module 'luban' has no attribute {name!r}")

@@ -2,77 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import shutil
 import sys
-from collections.abc import Callable, Mapping
-from functools import wraps
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from luban import __version__
-from luban.errors import LubanError
-
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-Command = Callable[..., Any]
-
-
-def _verb(command: Command) -> Command:
-    """Give a verb `--json`, exit codes and errors a person can read.
-
-    0 done, 2 the input is wrong, 75 stopped by a signal and resumable, 1 anything else, with its traceback.
-    """
-
-    @wraps(command)
-    def run(*args: Any, as_json: bool, **options: Any) -> None:
-        try:
-            command(*args, as_json=as_json, **options)
-        except LubanError as error:
-            _fail(error.exit_code, str(error), as_json, error.message)
-        except KeyboardInterrupt:
-            _fail(75, "stopped", as_json, "stopped")
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except BrokenPipeError:
-            # Whoever read our output left; that is no error of ours. Python must not complain at exit either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except Exception as error:
-            # As Python shows an error nobody caught; importing `traceback` would make `--help` slower.
-            sys.excepthook(type(error), error, error.__traceback__)
-            message = f"{type(error).__name__}: {error}"
-            _fail(1, message, as_json, message)
-
-    return JSON(run)
-
-
-def _fail(code: int, shown: str, as_json: bool, message: str) -> NoReturn:
-    """Say on stderr what went wrong, on stdout as JSON if asked for, and end."""
-    click.echo(shown if code == 75 else f"error: {shown}", err=True)
-    if as_json:
-        _print_json(
-            {
-                "status": "stopped" if code == 75 else "error",
-                "exit_code": code,
-                "error": message,
-                "details": shown,
-            }
-        )
-    sys.exit(code)
-
-
-def _print_json(value: Mapping[str, Any]) -> None:
-    """Print one line of JSON; a figure that is not a number becomes null, for JSON has no NaN."""
-    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
-    line = json.dumps(finite, ensure_ascii=False)
-    try:
-        line.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        line = json.dumps(finite)
-    click.echo(line)
+from luban import __version__, cli_plan, cli_runs
+from luban.cli_answers import print_json, tell_trained, verb
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -95,7 +32,7 @@ def luban() -> None:
     "--out", metavar="DIR", help="The run's folder: new, or empty.  [default: a new one under runs/]"
 )
 @click.option("--resume", metavar="DIR", help="Go on with the run in DIR.")
-@_verb
+@verb
 def train(
     recipe: str | None, overrides: tuple[str, ...], out: str | None, resume: str | None, as_json: bool
 ) -> None:
@@ -114,28 +51,9 @@ def train(
 
     outcome = run(recipe, *overrides, out=out, resume=resume, tools=Tools(Show(), StopRequest()))
     if outcome.result:
-        _tell_trained(str(outcome.folder), outcome.result, outcome.prompt)
+        tell_trained(str(outcome.folder), outcome.result, outcome.prompt)
         if as_json:
-            _print_json({**outcome.result, "run": str(outcome.folder)})
-
-
-def _tell_trained(folder: str, result: Mapping[str, Any], prompt: str) -> None:
-    if not result:  # only the first of several processes has a result
-        return
-    from luban.console import duration, short
-
-    primary = result["primary"]
-    value = "not finite" if primary["value"] is None else f"{primary['value']:.4f}"
-    click.echo(
-        f"{primary['name']} {value} on held-out data after {result['steps']:,} steps, "
-        f"{short(result['tokens'])} tokens, {duration(result['seconds'])}",
-        err=True,
-    )
-    command = "luban" if shutil.which("luban") else sys.argv[0]
-    command = "python -m luban" if command.endswith("__main__.py") else command
-    click.echo(f"\n  report    {folder}/report.html\n  model     {folder}/model", err=True)
-    click.echo(f"  try it    {command} predict {folder} {shlex.quote(prompt)}", err=True)
-    click.echo(f"  measure   {command} evaluate {folder} --data FILE\n", err=True)
+            print_json({**outcome.result, "run": str(outcome.folder)})
 
 
 @luban.command(short_help="Measure a model on text.")
@@ -165,7 +83,7 @@ def _tell_trained(folder: str, result: Mapping[str, Any], prompt: str) -> None:
     show_default=True,
     help="Resamples of the intervals.",
 )
-@_verb
+@verb
 def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Measure a model on text: loss, perplexity, bits per byte, each with a 95 % interval."""
     from luban.console import Show
@@ -181,7 +99,7 @@ def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) 
         err=as_json,
     )
     if as_json:
-        _print_json({"status": "done", **evaluation.as_json()})
+        print_json({"status": "done", **evaluation.as_json()})
 
 
 @luban.command(short_help="Continue prompts.")
@@ -217,7 +135,7 @@ def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) 
 )
 @click.option("--stop", multiple=True, help="End where this text comes; may be given several times.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@_verb
+@verb
 def predict(folder: str, prompts: tuple[str, ...], source: str | None, as_json: bool, **options: Any) -> None:
     """Continue prompts, from arguments, a file or standard input. With --json, one line per prompt."""
     given: Any = sys.stdin if source == "-" or (source is None and not prompts) else source
@@ -233,7 +151,7 @@ def predict(folder: str, prompts: tuple[str, ...], source: str | None, as_json: 
     for answer in run(folder, prompts, source=given, **settings):
         any_answer = True
         if as_json:
-            _print_json(answer)
+            print_json(answer)
         elif "error" in answer:
             click.echo(f"row {answer['row']}: {answer['error']}", err=True)
         else:
@@ -259,7 +177,7 @@ def _stream(folder: str, prompt: str, settings: Mapping[str, Any]) -> None:
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", metavar="DIR", required=True, help="The folder to make.")
-@_verb
+@verb
 def prepare(recipe: str, overrides: tuple[str, ...], out: str, as_json: bool) -> None:
     """Clean, tokenise and pack a recipe's data into DIR; runs share it with data.source=DIR."""
     from luban.console import Show, short
@@ -273,18 +191,18 @@ def prepare(recipe: str, overrides: tuple[str, ...], out: str, as_json: bool) ->
     bad = report["bad_rows"]["total"]
     click.echo(f"{'bad rows':12}{bad}{'; see ' + out + '/report.json' if bad else ''}", err=True)
     if as_json:
-        _print_json({"status": "done", "folder": out, "split": split, "bad_rows": report["bad_rows"]})
+        print_json({"status": "done", "folder": out, "split": split, "bad_rows": report["bad_rows"]})
 
 
 @luban.command(short_help="List what luban can train out of the box.")
-@_verb
+@verb
 def recipes(as_json: bool) -> None:
     """List the recipes that come with luban: what each makes, on what data, in what time."""
     from luban.recipe_reader import shipped
 
     found = shipped()
     if as_json:
-        _print_json({"recipes": {name: about.model_dump() for name, about in found.items()}})
+        print_json({"recipes": {name: about.model_dump() for name, about in found.items()}})
         return
     for name, about in found.items():
         click.echo(click.style(name, bold=True))
@@ -308,7 +226,7 @@ def recipes(as_json: bool) -> None:
     help="The text that comes along; zh takes single characters as tokens.",
 )
 @click.option("--out", metavar="DIR", help="The run's folder.  [default: a new one under runs/]")
-@_verb
+@verb
 def quickstart(minutes: float, text: str | None, language: str, out: str | None, as_json: bool) -> None:
     """Make a language model from raw text in minutes: clean, tokenise, train, evaluate, write."""
     from luban.console import Show
@@ -320,28 +238,20 @@ def quickstart(minutes: float, text: str | None, language: str, out: str | None,
             f"\n--- {sample['prompt'].strip()!r} continued:\n{sample['prompt']}{sample['text']}", err=True
         )
     click.echo("", err=True)
-    _tell_trained(str(outcome.folder), outcome.result, outcome.prompt)
+    tell_trained(str(outcome.folder), outcome.result, outcome.prompt)
     if as_json:
-        _print_json({**outcome.result, "run": str(outcome.folder)})
+        print_json({**outcome.result, "run": str(outcome.folder)})
 
 
-@luban.command(short_help="Write a run's report again.")
-@click.argument("run", metavar="RUN")
-@_verb
-def report(run: str, as_json: bool) -> None:
-    """Write the run's report.html again, for instance while it trains."""
-    from pathlib import Path
-
-    from luban.errors import InputError
-    from luban.evaluation.report import write_report
-    from luban.run import run_of
-
-    if run_of(Path(run)) is None:
-        raise InputError("there is no run", received=run)
-    path = write_report(Path(run))
-    click.echo(str(path), err=as_json)
-    if as_json:
-        _print_json({"status": "done", "report": str(path)})
+for command in (
+    cli_plan.plan,
+    cli_runs.runs,
+    cli_runs.resume,
+    cli_runs.compare,
+    cli_runs.report,
+    cli_runs.doctor,
+):
+    luban.add_command(command)
 
 
 def main() -> None:
@@ -353,7 +263,7 @@ def main() -> None:
         error.show()
         code = error.exit_code
         if "--json" in options:
-            _print_json({"status": "error", "exit_code": code, "error": error.format_message()})
+            print_json({"status": "error", "exit_code": code, "error": error.format_message()})
     except click.Abort:
         code = 75
     sys.exit(code)

@@ -7,7 +7,8 @@ safetensors only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from luban.data.tokenizer import Tokenizer
+from luban.data.tokenizer_file import BESIDE_TOKENIZER
 from luban.durable import DISK, FileSystem, member, new_folder, read_json, write_json, write_text
 from luban.errors import CheckpointError, InputError
 from luban.models.decoder import Decoder
@@ -39,6 +41,8 @@ LUBAN = "luban.json"
 CARD = "README.md"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 _SHOWN_NAMES = 5
+FORMAT = 1
+"""Of luban.json."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def save_model(
         write_safetensors(new / WEIGHTS, write_weights(config, module.state_dict()), {"format": "pt"}, fs)
         if tokenizer is not None:
             tokenizer.save(new, fs)
-        write_json(new / LUBAN, {"format": 1, "task_state": dict(task_state)}, fs)
+        write_json(new / LUBAN, {"format": FORMAT, "task_state": dict(task_state)}, fs)
         write_text(new / CARD, card, fs)
 
 
@@ -107,7 +111,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
         CheckpointError: for files that are torn, or do not fit each other.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
+    if not _member(folder, CONFIG).is_file():
         fix = "give the folder of a model, for example RUN/model"
         raise InputError(f"{CONFIG} is missing: this is no model folder", received=str(folder), fix=fix)
     fields = _read_object(folder / CONFIG)
@@ -118,10 +122,26 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
         raise CheckpointError(message, where=folder)
     config, state = read_weights(config, tensors)
     module = _filled(config, state, folder)
-    tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).is_file() else None
+    for name in BESIDE_TOKENIZER:
+        _member(folder, name)
+    tokenizer = Tokenizer.load(folder) if _member(folder, TOKENIZER).is_file() else None
     if tokenizer is not None:
         _check_tokenizer(tokenizer, config.vocab_size, folder)
     return LoadedModel(module.to(device).eval(), tokenizer, config.layout, _read_task_state(folder))
+
+
+def _member(folder: Path, name: str) -> Path:
+    """Return `folder / name`, refusing a name or a link that leads out of the folder.
+
+    One way out is taken: in a snapshot of Hugging Face's cache every file is a link to the blobs beside the
+    snapshots.
+    """
+    place = folder.resolve()
+    if place.parent.name == "snapshots" and Path(name).name == name:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            if (folder / name).resolve().parent == place.parent.parent / "blobs":
+                return folder / name
+    return member(folder, name)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -132,9 +152,15 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_task_state(folder: Path) -> dict[str, Any]:
-    if not (folder / LUBAN).is_file():
+    if not _member(folder, LUBAN).is_file():
         return {}
-    state = _read_object(folder / LUBAN).get("task_state")
+    written = _read_object(folder / LUBAN)
+    if written.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / LUBAN} is of format {written.get('format')}, this version of luban reads format {FORMAT}",
+            fix="use the version of luban that wrote it",
+        )
+    state = written.get("task_state")
     if not isinstance(state, dict):
         raise CheckpointError(f"{folder / LUBAN} has no task_state", received=state)
     return state
@@ -142,13 +168,14 @@ def _read_task_state(folder: Path) -> dict[str, Any]:
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """Read all weights of a folder, float32, from one file or from the shards that the index names."""
-    if (folder / WEIGHTS).is_file():
+    files: Iterable[Path]
+    if _member(folder, WEIGHTS).is_file():
         files = [folder / WEIGHTS]
-    elif (folder / WEIGHTS_INDEX).is_file():
+    elif _member(folder, WEIGHTS_INDEX).is_file():
         weight_map = _read_object(folder / WEIGHTS_INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise CheckpointError(f"{folder / WEIGHTS_INDEX} has no weight_map", received=weight_map)
-        files = [member(folder, name) for name in sorted(set(weight_map.values()))]
+        files = (_member(folder, name) for name in sorted(set(weight_map.values())))
     else:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickles:

@@ -22,7 +22,7 @@ from luban.recipe import About, Recipe, Section
 
 SchemaOf = Callable[[str], type[Recipe]]
 _SHIPPED = resources.files("luban") / "recipes"
-_MAX_BYTES, _MAX_DEPTH = 50_000, 20
+_MAX_BYTES, _MAX_DEPTH, _MAX_BITS = 50_000, 20, 63
 _OPENING = (
     yaml.BlockMappingStartToken,
     yaml.BlockSequenceStartToken,
@@ -34,8 +34,19 @@ _BUDGETS = frozenset({"minutes", "tokens", "steps"})
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number; YAML 1.1 wants a dot in it and takes it for text."""
+    """Safe YAML with the words of YAML 1.2: 1e-3 is a number, and only true and false are truth values.
 
+    YAML 1.1 wants a dot in the number, and takes on, off, yes and no for truth values.
+    """
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, words) for tag, words in known if tag != "tag:yaml.org,2002:bool"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")
+)
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -58,7 +69,10 @@ def _shipped_mapping(name: str) -> dict[str, Any]:
 
 
 def read_recipe(
-    recipe: str | Path | Mapping[str, Any], overrides: Sequence[str], schema_of: SchemaOf
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Sequence[str],
+    schema_of: SchemaOf,
+    origin: str = "the recipe given",
 ) -> Recipe:
     """Read and check a recipe.
 
@@ -66,12 +80,13 @@ def read_recipe(
         recipe: the name of a shipped recipe, the path of a YAML file, or a mapping.
         overrides: `section.key=value` strings; the value is read as YAML: `[a, b]`, `null` and `1e-3` work.
             A budget among them takes the place of the recipe's own.
+        origin: how errors call a recipe that is given as a mapping, for example by the file it was read from.
         schema_of: gives the schema for a task's name and raises `RecipeError` for an unknown task.
 
     Raises:
         RecipeError: with the key, file and line, what was received and what is allowed.
     """
-    mapping, lines, origin = _load(recipe)
+    mapping, lines, origin = _load(recipe, origin)
     parsed = [(override, *_parse_override(override)) for override in overrides]
     budgets = {key[-1] for _, key, value in parsed if key[:-1] == ("train",) and value is not None} & _BUDGETS
     if budgets and isinstance(mapping.get("train"), dict):
@@ -79,6 +94,7 @@ def read_recipe(
     for override, key, value in parsed:
         _put(mapping, key, value, override)
         lines[".".join(key)] = f"override {override!r}"
+    _check_numbers(mapping, lines, origin)
     task = mapping.get("task", "language-model")
     if not isinstance(task, str):
         raise RecipeError("task must be a name", received=task, where=_where(lines, ("task",), origin))
@@ -93,10 +109,10 @@ def read_recipe(
         raise _explain(error, schema, lines, origin) from None
 
 
-def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], str]:
+def _load(recipe: str | Path | Mapping[str, Any], given: str) -> tuple[dict[str, Any], dict[str, str], str]:
     """Return the mapping, where each key stands, and the name of the whole."""
     if isinstance(recipe, Mapping):
-        return _deep_copy(recipe), {}, "the recipe given"
+        return _deep_copy(recipe), {}, given
     name = str(recipe)
     known = [item.name.removesuffix(".yaml") for item in _SHIPPED.iterdir() if item.name.endswith(".yaml")]
     if name in known:
@@ -192,7 +208,10 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
         raise RecipeError(
             "an override is written section.key=value", received=override, fix="for example train.minutes=10"
         )
-    return tuple(key.strip().split(".")), _parse_value(value.strip())
+    names = tuple(key.strip().split("."))
+    if len(names) > _MAX_DEPTH:
+        raise RecipeError(f"a recipe has at most {_MAX_DEPTH} levels", received=override)
+    return names, _parse_value(value.strip())
 
 
 def _parse_value(text: str) -> Any:
@@ -206,6 +225,20 @@ def _parse_value(text: str) -> Any:
     quoted = text[0] in "'\""
     # Nothing in a recipe is a date: `2024-01-01` is a name. Unquoted text is taken as it stands, `#` and all.
     return value if value is None or isinstance(value, int | float | list | dict) or quoted else text
+
+
+def _check_numbers(value: object, lines: Mapping[str, str], origin: str, key: tuple[str, ...] = ()) -> None:
+    """Raise for a whole number of more than 64 bits: counted with, it would be an error far from here."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_numbers(inner, lines, origin, (*key, str(name)))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_numbers(inner, lines, origin, key)
+    elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        received = f"a number of {value.bit_length()} bits"
+        where = _where(lines, key, origin)
+        raise RecipeError(f"{'.'.join(key)} is too large a number", received=received, where=where)
 
 
 def _put(mapping: dict[str, Any], key: tuple[str, ...], value: Any, override: str) -> None:

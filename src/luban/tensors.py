@@ -60,7 +60,8 @@ def write_safetensors(
             if tensor.numel():
                 fs.write(file, _bytes(tensor))
 
-    durable.write_file(path, fill, fs)
+    size = 8 + len(header) + sum(tensor.numel() * tensor.element_size() for tensor in ordered.values())
+    durable.write_file(path, fill, fs, needed=size)
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:

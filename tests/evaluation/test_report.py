@@ -1,6 +1,7 @@
 """The report: whole in one file, in both languages, safe whatever the run folder holds."""
 
 import base64
+import fcntl
 import hashlib
 import itertools
 import json
@@ -19,11 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luban import catalogue
-from luban.durable import FileSystem
+from luban.durable import FileSystem, new_folder
 from luban.errors import InputError, StorageError
 from luban.evaluation import page
 from luban.evaluation.records import Table, read_run
-from luban.evaluation.report import status_of, write_report
+from luban.evaluation.report import write_report
+from luban.evaluation.standing import standing_of
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 MakeRun = Callable[..., Path]
@@ -287,7 +289,7 @@ def test_a_torn_last_line_is_ignored_and_a_broken_one_is_told(new_run: MakeRun) 
 @pytest.mark.parametrize(
     ("end", "told"),
     [
-        ("running", "No end of this run is on record"),
+        ("running", "broke off without a word"),
         ("stopped", "was asked to stop at step 60"),
         ("failed", "failed after step 60"),
     ],
@@ -298,25 +300,92 @@ def test_a_run_without_a_result_says_so_and_how_to_go_on(new_run: MakeRun, end: 
     assert told in shown
     # the notice and the list of events both say why
     assert shown.count("the loss became NaN at step 1801") == (2 if end == "failed" else 0)
-    assert "luban train --resume run" in shown
+    assert shown.count("luban resume run") == 2  # where it says what happened, and where it says how to go on
     assert "Tokens seen 246 k" in shown  # from the log: 60 steps of 4096
     assert "at step 60, during training" in shown
     assert "The final evaluation has not been made." in shown
-    assert "luban train --resume" not in _shown(new_run())
+    assert "luban resume" not in _shown(new_run())
 
 
 def test_a_run_that_failed_before_its_first_step(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text('{"task": "language-model"}')
     (tmp_path / "events.jsonl").write_text('{"event": "failed", "message": "no such file: a.txt"}\n')
     shown = _shown(tmp_path)
-    assert "This run failed before its first step.no such file: a.txt" in shown
+    for part in ("failed before its first step.", "What happenedno such file: a.txt", "The prepared data."):
+        assert part in shown
 
 
-def test_a_resumed_run_is_not_what_its_old_result_says(new_run: MakeRun) -> None:
+def test_a_run_killed_between_its_result_and_its_last_event_is_finished(new_run: MakeRun) -> None:
     run = new_run()
-    assert status_of(read_run(run)) == "finished"
+    events = (run / "events.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (run / "events.jsonl").write_text("".join(events[:-1]), "utf-8")
+    assert standing_of(run).state == "finished"  # as a resume says
+    (run / "result.json").unlink()
+    assert standing_of(run).state == "died"
+
+
+def test_a_failed_run_says_what_happened_what_is_safe_and_what_goes_on(new_run: MakeRun) -> None:
+    run = new_run(end="running")
+    checkpoint = run / "checkpoints" / "step-00000040"
+    with new_folder(checkpoint, extra={"format": 1, "step": 40}) as folder:
+        (folder / "state.json").write_text("{}")
+    message = "the gradient of step 61 is not finite; the step was not applied"
+    row = {
+        "time": "2025-03-01T09:15:21+00:00",
+        "event": "failed",
+        "message": message,
+        "fix": "set <train.clip>",
+    }
     with (run / "events.jsonl").open("a") as file:
-        file.write('{"time": 0, "event": "resumed", "message": ""}\n')
-    assert status_of(read_run(run)) == "running"
+        file.write(json.dumps(row) + "\n")
+    whole = write_report(run, verify=True).read_text("utf-8")
+    shown = " ".join("".join(text for _, text in Page(whole).texts).split())
+    for part in (
+        message,
+        "第 61 步的 gradient 不是有限数值",
+        "set <train.clip>",
+        "The checkpoint of step 40",
+        "every byte was verified",
+        "luban train run/recipe.json train.learning_rate=0.0015 --out run-2",
+    ):
+        assert part in shown
+    assert "it is verified before it is used" in _shown(run)
+    (checkpoint / "state.json").write_text("{ }")
+    assert "No checkpoint is whole" in write_report(run, verify=True).read_text("utf-8")
+
+
+def test_a_report_of_a_run_that_is_held_says_that_it_goes_on(new_run: MakeRun, tmp_path: Path) -> None:
+    run = new_run(end="running")
+    with (run / ".lock").open("w+") as lock:
+        lock.write("process 12 on <host>")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        page_text = write_report(run, out=tmp_path / "other.html").read_text("utf-8")
+        assert not (run / "report.html").exists()
+    assert "This run is going on" in page_text
+    assert "process 12 on &lt;host&gt;" in page_text
+    assert "luban resume" not in page_text
+    with pytest.raises(InputError, match="folder for the report is not there"):
+        write_report(run, out=tmp_path / "nowhere" / "other.html")
+
+
+def test_predicted_stands_beside_measured_and_what_was_chosen_beside_its_reason(new_run: MakeRun) -> None:
+    run = new_run()
+    predicted = {
+        "steps": 50,
+        "peak_bytes": 2**30,
+        "seconds": 100,
+        "figures": {"nats_per_character": 1.5, "mine": 2},
+    }
+    measured = {"steps": 60, "peak_bytes": None, "seconds": 90.0, "figures": {"nats_per_character": 1.575}}
+    chosen = {"model.width": {"value": 192, "why": "fits <3> minutes"}, "odd": 3}
+    _change(run / "plan.json", lambda plan: plan.update(predicted=predicted, chosen=chosen))
+    _change(run / "result.json", lambda result: result.update(measured=measured))
+    shown = _shown(run)
+    for part in ("Steps5060+20%", "Peak memory1.00 GiB——", "1 min 40 s1 min 30 s−10.0%", "1.5001.575+5.0%"):
+        assert part in shown.replace("+20.0%", "+20%"), part
+    assert "model.width192fits <3> minutes" in shown
+    assert "Predicted and measured" not in _shown(new_run(steps=48))
 
 
 def test_an_empty_folder_and_none(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from luban.metrics import intervals
-from luban.metrics.intervals import ratio_interval
+from luban.metrics.intervals import paired_interval, ratio_interval
 
 Floats = NDArray[np.float64]
 
@@ -89,3 +89,47 @@ def test_where_there_is_no_spread_both_bounds_are_the_ratio(
 def test_units_without_a_denominator_do_no_harm() -> None:
     low, high = ratio_interval(np.array([2.0, 0.0]), np.array([1.0, 0.0]))
     assert low == high == 2.0
+
+
+def test_a_paired_interval_is_that_of_the_differences_where_all_units_weigh_the_same() -> None:
+    random = np.random.default_rng(3)
+    first = random.gamma(4.0, 1.0, 60)
+    second = first + random.normal(0.05, 0.1, 60)
+    one = np.ones(60)
+    found = paired_interval((first, one), (second, one), resamples=4000, seed=5)
+    low, high = ratio_interval(second - first, one, resamples=4000, seed=5)
+    assert found == pytest.approx(((second - first).mean(), low, high), rel=1e-9)
+
+
+def test_a_paired_interval_shows_what_two_single_ones_do_not() -> None:
+    """What makes a document hard is the same for both: it widens the single intervals, not the paired one."""
+    random = np.random.default_rng(11)
+    nats, tokens = documents(80, random)
+    better = nats * 0.99 + random.normal(0, 0.2, 80)
+    difference, low, high = paired_interval((nats, tokens), (better, tokens), resamples=1000)
+    assert low < difference < high < 0
+    single = ratio_interval(nats, tokens), ratio_interval(better, tokens)
+    assert single[1][1] > single[0][0]  # apart they overlap
+    assert paired_interval((better, tokens), (nats, tokens), resamples=1000) == pytest.approx(
+        (-difference, -high, -low)
+    )
+
+
+def test_a_paired_interval_covers_the_truth_as_often_as_its_level_says() -> None:
+    random, trials, hits = np.random.default_rng(2), 300, 0
+    for seed in range(trials):
+        nats, tokens = documents(80, random)
+        other = nats + tokens * random.normal(0.1, 0.3, 80)  # the expected difference per token is 0.1
+        _, low, high = paired_interval((nats, tokens), (other, tokens), resamples=200, seed=seed)
+        hits += low <= 0.1 <= high
+    assert abs(hits / trials - 0.95) <= 3 * math.sqrt(0.95 * 0.05 / trials) + 0.02
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan])
+def test_one_unit_or_none_has_no_paired_interval(value: float) -> None:
+    one = np.array([value])
+    assert paired_interval((one, np.ones(1)), (2 * one, np.ones(1))) == pytest.approx(
+        (value,) * 3, nan_ok=True
+    )
+    none = np.zeros(0)
+    assert all(math.isnan(bound) for bound in paired_interval((none, none), (none, none)))

@@ -34,6 +34,12 @@ class FilePrint:
     bytes: int
     sha256: str
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether every field is of its kind; what was read from a file may be anything."""
+        texts = (self.role, self.name, self.sha256)
+        return type(self.bytes) is int and all(isinstance(text, str) for text in texts)
+
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
@@ -56,19 +62,22 @@ class Fingerprint:
         return {"sha256": self.sha256, "steps": self.steps, "settings": self.settings, "files": files}
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Fingerprint:
+    def from_dict(cls, value: dict[str, Any], where: object = None) -> Fingerprint:
         """Read what `as_dict` gave.
 
         Raises:
-            CheckpointError: it is no fingerprint, or its digest is not its own.
+            CheckpointError: it is no fingerprint, or its digest is not its own; `where` says whose.
         """
         try:
             files = tuple(FilePrint(**entry) for entry in value["files"])
-            found = cls(files, dict(value["settings"]), int(value["steps"]))
+            found = cls(files, dict(value["settings"]), value["steps"])
+            if not isinstance(found.steps, int) or not all(file.is_sound for file in files):
+                raise ValueError("a name, a size or a digest is none")
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"not a data fingerprint: {error}", received=value) from None
+            raise CheckpointError(f"not a data fingerprint: {error}", received=value, where=where) from None
         if found.sha256 != value.get("sha256"):
-            raise CheckpointError("a data fingerprint was altered", received=value.get("sha256"))
+            received = value.get("sha256")
+            raise CheckpointError("a data fingerprint was altered", received=received, where=where)
         return found
 
 

@@ -11,6 +11,7 @@ from luban.data.passages import Passages
 from luban.data.rows import FileRows, Row
 
 _PIECE_BYTES = 1 << 16
+_READ_BYTES = 1 << 20
 _MOST_BLANK = 1 << 16
 _SHOWN_BYTES = 2000
 
@@ -23,7 +24,7 @@ def plain_rows(
         if document == "line":
             yield from _lines(reader, stream)
         elif document == "file":
-            yield from _whole(reader, stream.read(reader.limit + 1))
+            yield from _whole(reader, _read_most(stream, reader.limit + 1))
         else:
             start = stream.read(whole_up_to + 1) if whole_up_to else b""
             if whole_up_to and len(start) <= whole_up_to:
@@ -39,6 +40,15 @@ def _lines(reader: FileRows, stream: io.BufferedReader) -> Iterator[Row]:
         if text is not None and text.strip():
             reader.met_any = True
             yield Row(text.rstrip("\n"), reader.file.name, reader.line)
+
+
+def _read_most(stream: io.BufferedReader, most: int) -> bytes:
+    """Read to the end, or `most` bytes. In pieces: `read(most)` would first take memory for all of `most`."""
+    parts, left = [], most
+    while left and (part := stream.read(min(left, _READ_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _whole(reader: FileRows, raw: bytes) -> Iterator[Row]:

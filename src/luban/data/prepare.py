@@ -19,8 +19,9 @@ from luban.data.sifting import Sifter
 from luban.data.spill import Spill
 from luban.data.split import tail_cut
 from luban.data.tokenizer import Tokenizer, train_tokenizer
+from luban.data.tokenizer_file import TOKENIZER_JSON
 from luban.durable import DISK, FileSystem, new_folder, read_json, storage_errors, verify_folder, write_json
-from luban.errors import DataError
+from luban.errors import CheckpointError, DataError
 from luban.recipe import TextData
 
 __all__ = ["Prepared", "fingerprint_of", "is_prepared", "prepare"]
@@ -41,17 +42,33 @@ class Prepared:
         folder: what `prepare` wrote.
 
     Raises:
-        CheckpointError: a file is absent, cut or altered.
+        CheckpointError: a file is absent, cut or altered, or the files do not fit each other.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser()
-        verify_folder(self.folder)
+        listed = verify_folder(self.folder)["files"]
         self.report: dict[str, Any] = read_json(self.folder / REPORT)
         self.fingerprint: dict[str, Any] = read_json(self.folder / FINGERPRINT)
+        Fingerprint.from_dict(self.fingerprint, self.folder / FINGERPRINT)
+        if not isinstance(self.report, dict):
+            raise CheckpointError(f"{self.folder / REPORT} must hold a JSON object", received=self.report)
         self.tokenizer = Tokenizer.load(self.folder)
         self.train = TokenShards(self.folder, "train")
         self.validation = TokenShards(self.folder, "validation")
+        for shards in (self.train, self.validation):
+            if unlisted := {REPORT, FINGERPRINT, TOKENIZER_JSON, *shards.files} - listed.keys():
+                raise CheckpointError(f"the manifest of {self.folder} does not vouch for {min(unlisted)}")
+            ours, theirs = (
+                (self.tokenizer.vocab_size, self.tokenizer.end_id),
+                (shards.vocab_size, shards.end_id),
+            )
+            if ours != theirs:
+                raise CheckpointError(
+                    f"{self.folder}: {shards.split} was written for {theirs[0]} tokens that end with {theirs[1]}, "
+                    f"the tokenizer has {ours[0]} and ends with {ours[1]}",
+                    fix="prepare the data again",
+                )
 
 
 def prepare(
@@ -145,8 +162,9 @@ class _Preparation:
         def keep(row: dict[str, Any]) -> None:
             if masked and row["raw"] is not None:
                 row = {**row, "raw": mask_personal(row["raw"])[0]}
-            with storage_errors(self._folder / QUARANTINE):
-                self._fs.write(quarantine, (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
+            with storage_errors(self._folder / QUARANTINE, needed=len(line)):
+                self._fs.write(quarantine, line)
 
         return keep
 

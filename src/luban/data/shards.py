@@ -24,6 +24,9 @@ Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 SHARD_TOKENS = 1 << 26
 DOCUMENT_COLUMNS = 4
 _BUFFER_TOKENS = 1 << 18
+_ROWS_AT_ONCE = 1 << 16
+_DTYPES = {"uint16": "<u2", "uint32": "<u4"}
+_COUNTS = ("tokens", "documents", "bytes", "characters", "vocab_size", "end_id")
 
 
 class ShardWriter:
@@ -121,14 +124,15 @@ class ShardWriter:
         return dict(self._totals)
 
     def _flush(self) -> None:
-        with storage_errors(self._folder):
-            rest = np.concatenate(self._buffer) if self._buffer else np.empty(0, self._dtype)
+        rest = np.concatenate(self._buffer) if self._buffer else np.empty(0, self._dtype)
+        rows = np.array(self._rows, dtype="<i8")
+        with storage_errors(self._folder, needed=rest.nbytes + rows.nbytes):
             while len(rest):
                 file, room = self._shard()
                 self._fs.write(file, rest[:room].tobytes())
                 self._shards[-1]["tokens"] += min(room, len(rest))
                 rest = rest[room:]
-            self._fs.write(self._documents, np.array(self._rows, dtype="<i8").tobytes())
+            self._fs.write(self._documents, rows.tobytes())
         self._buffer, self._buffered, self._rows = [], 0, []
 
     def _shard(self) -> tuple[BinaryIO, int]:
@@ -159,6 +163,7 @@ class TokenShards:
         tokens: tokens in the stream, end tokens included.
         documents: (documents, 4) int64: first token, tokens (the end token included), bytes, characters.
         vocab_size, end_id: as the tokenizer has them.
+        files: the names of the files that the split is made of.
 
     Raises:
         CheckpointError: a file is absent, cut, or contradicts the description.
@@ -169,16 +174,18 @@ class TokenShards:
         path = folder / f"{split}.json"
         described = read_json(path)
         try:
-            dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[described["dtype"]])
-            counts = {
-                k: int(described[k])
-                for k in ("tokens", "documents", "bytes", "characters", "vocab_size", "end_id")
-            }
-            shards = [(str(shard["file"]), int(shard["tokens"])) for shard in described["shards"]]
+            name = described["dtype"]
+            if name not in _DTYPES:
+                fix = "use the version of luban that prepared it, or prepare the data again"
+                raise CheckpointError(f"{path}: this version of luban has no dtype {name!r}", fix=fix)
+            dtype = np.dtype(_DTYPES[name])
+            counts = {k: _count(described[k]) for k in _COUNTS}
+            shards = [(str(shard["file"]), _count(shard["tokens"])) for shard in described["shards"]]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} does not describe token shards: {error}") from error
         self.tokens, self.bytes, self.characters = counts["tokens"], counts["bytes"], counts["characters"]
         self.vocab_size, self.end_id = counts["vocab_size"], counts["end_id"]
+        self.files = [path.name, f"{split}-documents.bin", *(name for name, _ in shards)]
         self._maps = [_mapped(member(folder, name), dtype, (tokens,)) for name, tokens in shards]
         self._starts = np.cumsum([0, *(tokens for _, tokens in shards)])
         self.documents = _mapped(
@@ -189,6 +196,24 @@ class TokenShards:
             raise CheckpointError(
                 f"{path}: shards hold {self._starts[-1]} tokens, the total is {self.tokens}"
             )
+        if not self.end_id < self.vocab_size:
+            raise CheckpointError(
+                f"{path}: the end token {self.end_id} lies outside {self.vocab_size} tokens"
+            )
+        self._check_documents()
+
+    def _check_documents(self) -> None:
+        """Raise unless documents follow each other from the first token to the last."""
+        path, at = self.folder / f"{self.split}-documents.bin", 0
+        for start in range(0, len(self.documents), _ROWS_AT_ONCE):
+            rows = np.asarray(self.documents[start : start + _ROWS_AT_ONCE])
+            ends = rows[:, 0] + rows[:, 1]
+            follow = rows[0, 0] == at and bool((rows[1:, 0] == ends[:-1]).all())
+            if not follow or bool((rows < 0).any()):
+                raise CheckpointError(f"{path}: its documents do not follow each other")
+            at = int(ends[-1])
+        if at != self.tokens:
+            raise CheckpointError(f"{path}: its documents end at token {at}, the stream at {self.tokens}")
 
     def __len__(self) -> int:
         return self.tokens
@@ -198,6 +223,7 @@ class TokenShards:
 
         Raises:
             IndexError: the range does not lie within the stream.
+            CheckpointError: a token lies outside the vocabulary, so that no embedding has a row for it.
         """
         if not 0 <= start <= stop <= self.tokens:
             raise IndexError(f"tokens {start} to {stop} of a stream of {self.tokens}")
@@ -209,6 +235,11 @@ class TokenShards:
             end = min(stop, int(self._starts[shard + 1]))
             out[at - start : end - start] = self._maps[shard][at - begin : end - begin]
             at, shard = end, shard + 1
+        if len(out) and int(out.max()) >= self.vocab_size:
+            raise CheckpointError(
+                f"{self.folder}: {self.split} holds token {out.max()}, the vocabulary {self.vocab_size} tokens",
+                fix="prepare the data again",
+            )
         return out
 
     def document_of(self, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -216,6 +247,12 @@ class TokenShards:
         if self._first is None:
             self._first = np.ascontiguousarray(self.documents[:, 0])
         return np.asarray(np.searchsorted(self._first, positions, side="right") - 1, dtype=np.int64)
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 60:
+        raise ValueError(f"{value!r} is not a count")
+    return value
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -138,25 +138,44 @@ def _walk(folder: Path) -> Iterable[Path]:
 def _saved_dataset(folder: Path) -> list[Path] | None:
     """Return the Arrow files of a folder that `datasets` saved, or None where it is no such folder."""
     if (folder / "dataset_dict.json").is_file():
-        splits = read_json(folder / "dataset_dict.json").get("splits", [])
-        if "train" not in splits:
+        splits = _described(folder / "dataset_dict.json").get("splits", [])
+        if not isinstance(splits, list) or "train" not in splits:
+            named = isinstance(splits, list) and splits
             raise InputError(
                 "a saved dataset has no split named train",
                 received=splits,
                 where=folder,
-                fix=f"name one of its splits, for example {folder / str(splits[0]) if splits else folder}",
+                fix=f"name one of its splits, for example {folder / str(splits[0]) if named else folder}",
             )
         return _saved_dataset(folder / "train")
     if not (folder / "state.json").is_file() or not (folder / "dataset_info.json").is_file():
         return None
-    state = read_json(folder / "state.json")
+    state = _described(folder / "state.json")
     if state.get("_indices_data_files"):
         raise InputError(
             "a saved dataset has an index beside its rows",
             where=folder,
             fix="save it after .flatten_indices()",
         )
-    return [member(folder, str(entry["filename"])) for entry in state.get("_data_files", [])]
+    return [member(folder, name) for name in _files_of(state, folder / "state.json")]
+
+
+def _files_of(state: dict[str, Any], where: Path) -> list[str]:
+    """Return the names of the files that a saved dataset's state lists."""
+    entries = state.get("_data_files")
+    listed = entries if isinstance(entries, list) else [None]
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in listed]
+    if not all(isinstance(name, str) for name in names):
+        raise InputError("a saved dataset does not name its files", received=entries, where=where)
+    return [str(name) for name in names]
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """Read one of the small files beside a saved dataset's rows."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError("a JSON object was expected", received=type(value).__name__, where=path)
+    return value
 
 
 def _format_of(path: Path) -> tuple[Format | None, Compression | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from luban.errors import DataError, MissingExtra, nearest
 
 _ROWS_AT_ONCE = 64
 _ROWS_WITHOUT_COLUMN = 1000
+_SHOWN_COLUMNS = 1000
 
 
 def table_rows(reader: FileRows) -> Iterator[Row]:
@@ -36,11 +38,9 @@ def table_rows(reader: FileRows) -> Iterator[Row]:
 
 
 def _no_column(reader: FileRows, columns: Iterable[str]) -> DataError:
-    names = sorted(set(columns))
+    names = sorted(set(itertools.islice(columns, _SHOWN_COLUMNS)))
     close = nearest(reader.column, names)
-    fix = (
-        f"set data.text={close or (names[0] if len(names) == 1 else 'COLUMN')}; there are: {', '.join(names)}"
-    )
+    fix = f"set data.text={close or (names[0] if len(names) == 1 else 'COLUMN')}; there are: {', '.join(names)[:2000]}"
     return DataError("the file has no such column", received=reader.column, where=reader.file.path, fix=fix)
 
 
@@ -162,8 +162,9 @@ def _parquet(reader: FileRows) -> Iterator[Row]:
                     batch_size=_ROWS_AT_ONCE, columns=[reader.column], use_threads=False
                 )
                 for batch in batches:
+                    batch.validate()
                     yield from _column_rows(reader, batch.column(0))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise CorruptStream(f"not a whole Parquet file ({str(error)[:200]})") from None
     reader.seen(reader.file.path.stat().st_size)
 
@@ -191,12 +192,25 @@ def _arrow(reader: FileRows) -> Iterator[Row]:
             if reader.column not in table.schema.names:
                 raise _no_column(reader, table.schema.names)
             for batch in table:
+                batch.validate()
                 column = batch.column(reader.column)
                 for start in range(0, len(column), _ROWS_AT_ONCE):
                     yield from _column_rows(reader, column.slice(start, _ROWS_AT_ONCE))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptStream(f"not a whole Arrow file ({str(error)[:200]})") from None
     reader.seen(reader.file.path.stat().st_size)
+
+
+def _as_bytes(column: Any) -> Any:
+    """Return a column of text as one of bytes, checked: offsets that lead out of it would end the process."""
+    import pyarrow as pa
+
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())
+    elif pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    column.validate(full=True)
+    return column
 
 
 def _column_rows(reader: FileRows, column: Any) -> Iterator[Row]:
@@ -205,11 +219,9 @@ def _column_rows(reader: FileRows, column: Any) -> Iterator[Row]:
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(column.type):
-        column = column.cast(pa.binary())
-    elif pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
+        values = _as_bytes(column.dictionary)
+        column = pa.DictionaryArray.from_arrays(column.indices, values, safe=True).dictionary_decode()
+    column = _as_bytes(column)
     for value in column.to_pylist():
         reader.line += 1
         if (row := reader.row(value)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from luban.errors import InputError
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+BESIDE_TOKENIZER = (TOKENIZER_CONFIG, SPECIAL_TOKENS, "config.json")
+"""Files beside a tokenizer.json that may name its end token."""
 MAX_BYTES = 256 << 20
 MAX_ID = 1 << 24
 # Names of end tokens in use, the plain end of a text before the end of a chat turn.
@@ -62,7 +66,7 @@ def read_tokenizer(path: Path) -> TokenizerFile:
     text = _read(file)
     tokenizer = checked(text, where=str(file))
     config = _optional_object(file.parent / TOKENIZER_CONFIG)
-    special = _optional_object(file.parent / "special_tokens_map.json")
+    special = _optional_object(file.parent / SPECIAL_TOKENS)
     model = _optional_object(file.parent / "config.json")
     tokens = _Tokens(tokenizer)
     end = next(
@@ -84,7 +88,9 @@ def checked(text: str, where: str) -> RustTokenizer:
     Raises:
         InputError: saying what is wrong with the file.
     """
-    vocabulary, added = _vocabulary(_object(text, where), where)
+    data = _object(text, where)
+    _check_charsmaps(data.get("normalizer"), where)
+    vocabulary, added = _vocabulary(data, where)
     owners: dict[int, str] = {}
     for token, number in [*vocabulary.items(), *added.items()]:
         if type(number) is not int or not 0 <= number < MAX_ID:
@@ -157,6 +163,33 @@ def _vocabulary(data: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[
     ):
         raise InputError("added_tokens is not a list of tokens", where=where)
     return vocabulary, {entry["content"]: entry.get("id") for entry in added}
+
+
+def _check_charsmaps(normalizer: object, where: str) -> None:
+    """Raise where a precompiled charsmap claims more bytes than it has: the library would ask for as much memory.
+
+    It begins with the size of its trie in bytes, 32 bits little-endian; the trie's units of 32 bits follow, then the
+    texts it leads to: https://github.com/google/sentencepiece/blob/master/src/normalizer.h.
+    """
+    parts = [normalizer]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        elif isinstance(part, dict):
+            parts += [inner for inner in part.values() if isinstance(inner, list | dict)]
+            charsmap = part.get("precompiled_charsmap")
+            if isinstance(charsmap, str) and not _is_charsmap(charsmap):
+                raise InputError("a precompiled charsmap is damaged", received=charsmap[:80], where=where)
+
+
+def _is_charsmap(text: str) -> bool:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        return False
+    size = int.from_bytes(data[:4], "little")
+    return len(data) >= 4 and size % 4 == 0 and 4 + size <= len(data)
 
 
 class _Tokens:

@@ -267,13 +267,17 @@ def share_bar(parts: Sequence[tuple[float, str]], title: Both) -> Markup:
 
 
 def interval_bar(value: float, low: float, high: float, within: Scale, title: Both) -> Markup:
-    """Draw a value with its interval: a dot on a whisker."""
+    """Draw a value with its interval: a dot on a whisker; the ticks of the scale are upright lines."""
     x0, x1, at = (100 * float(within(np.array([v]))[0]) for v in (low, high, value))
+    upright = Markup("").join(
+        Markup('<line class="base" x1="{0:.2f}%" x2="{0:.2f}%" y1="0" y2="100%"/>').format(100 * float(place))
+        for place in within(np.array(within.ticks))
+    )
     return Markup(
-        '<svg class="interval" role="img" {}><line class="grid" x2="100%" y1="50%" y2="50%"/>'
+        '<svg class="interval" role="img" {}><line class="grid" x2="100%" y1="50%" y2="50%"/>{}'
         '<line class="whisker" x1="{:.2f}%" x2="{:.2f}%" y1="50%" y2="50%"/>'
         '<circle class="c-loss" cx="{:.2f}%" cy="50%" r="4"/></svg>'
-    ).format(label(title), x0, x1, at)
+    ).format(label(title), upright, x0, x1, at)
 
 
 def tspans(text: Both) -> Markup:

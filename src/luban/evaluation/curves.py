@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +156,7 @@ class Curves:
             values = known[axis]
             finite = np.isfinite(values)
             if finite.sum() > 1:
-                places = [_place(at, known["step"][finite], values[finite]) for at in steps]
+                places = [place(at, known["step"][finite], values[finite]) for at in steps]
                 axes.append(_over(axis, (places[0], places[1], places[2])))
         return axes
 
@@ -228,7 +228,8 @@ class Curves:
         return over.axis, svg
 
 
-def _place(steps: Floats, known: Floats, values: Floats) -> Floats:
+def place(steps: Floats, known: Floats, values: Floats) -> Floats:
+    """Return the values at `steps`, between those at the known steps."""
     return np.asarray(np.interp(steps, known, values), dtype=np.float64)
 
 
@@ -242,10 +243,15 @@ def _tamed(values: Floats) -> Floats:
 def _over(axis: str, places: tuple[Floats, Floats, Floats]) -> Over:
     if axis != "seconds":
         return Over(axis, *places, scale(places, from_zero=True), formats.tick)
+    return Over(axis, *places, *time_scale(places))
+
+
+def time_scale(places: Sequence[Floats]) -> tuple[Scale, Callable[[float], Both]]:
+    """Return a scale of seconds with ticks at round minutes, hours or days, and how they are written."""
     high = scale(places, from_zero=True).high
     unit, key = next((u for u in _UNITS if high >= 2.5 * u[0]), _UNITS[-1])
     ticks = tuple(value * unit for value in nice_ticks(0.0, high / unit))
-    return Over(axis, *places, Scale(0.0, high, ticks), lambda seconds: _time_tick(seconds, unit, key))
+    return Scale(0.0, high, ticks), lambda seconds: _time_tick(seconds, unit, key)
 
 
 def _time_tick(seconds: float, unit: float, key: str) -> Both:

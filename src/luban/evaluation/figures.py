@@ -9,7 +9,7 @@ import numpy as np
 from luban import catalogue
 from luban.catalogue import Both, both
 from luban.evaluation import formats, page
-from luban.evaluation.records import Floats, JsonObject, RunRecords, mapping, real, words
+from luban.evaluation.records import Floats, JsonObject, RunRecords, mapping, parameter_count, real, words
 
 
 def median(values: Floats) -> float | None:
@@ -41,8 +41,7 @@ def total(records: RunRecords, name: str) -> float | None:
 
 def parameters(records: RunRecords) -> float | None:
     """Return how many parameters the model has, as the plan says."""
-    told = records.plan.get("parameters")
-    return real(told.get("total")) if isinstance(told, dict) else real(told)
+    return parameter_count(records.plan)
 
 
 def _figure(

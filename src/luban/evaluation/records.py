@@ -26,6 +26,8 @@ MAX_SAMPLE_STEPS = 64
 MAX_PROMPTS = 8
 MAX_EVENTS = 400
 MAX_NUMBER = 1e100
+TAILS = (64 << 10, 1 << 20, 16 << 20)
+"""How many bytes at the end of a log are looked at, the next where the one before did not suffice."""
 
 TRAIN = ("step", "tokens", "loss", "learning_rate", "gradient_norm")
 EVALUATION = ("step", "tokens", "loss", "bits_per_byte", "perplexity")
@@ -69,6 +71,12 @@ def mapping(value: object) -> JsonObject:
 def objects(value: object) -> list[JsonObject]:
     """Return the objects of a list; anything else in it, or in its place, is left out."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def parameter_count(plan: JsonObject) -> float | None:
+    """Return how many parameters a plan.json says; None where it does not."""
+    told = plan.get("parameters")
+    return real(told.get("total")) if isinstance(told, dict) else real(told)
 
 
 class Table:
@@ -140,11 +148,11 @@ def read_run(run: Path) -> RunRecords:
     """Read the run folder's files; see docs/design.md for their formats."""
     records = RunRecords()
     for name in ("recipe", "machine", "plan", "evaluation", "result"):
-        setattr(records, name, _read_object(run, f"{name}.json", records))
-    records.data = _read_object(run, "data/report.json", records)
+        setattr(records, name, read_object(run, f"{name}.json", records.unreadable))
+    records.data = read_object(run, "data/report.json", records.unreadable)
     elsewhere = records.plan.get("data")
     if not records.data and isinstance(elsewhere, str) and "\0" not in elsewhere:
-        records.data = _read_object(run, f"{elsewhere}/report.json", records)
+        records.data = read_object(run, f"{elsewhere}/report.json", records.unreadable)
     _read_metrics(run, records)
     _read_timings(run, records)
     _read_samples(run, records)
@@ -152,7 +160,8 @@ def read_run(run: Path) -> RunRecords:
     return records
 
 
-def _read_object(run: Path, name: str, records: RunRecords) -> JsonObject:
+def read_object(run: Path, name: str, unreadable: dict[str, int]) -> JsonObject:
+    """Return the object of a JSON file; an empty one when it is absent, or broken, which `unreadable` then says."""
     path = run / name
     try:
         if not path.is_file():
@@ -163,11 +172,11 @@ def _read_object(run: Path, name: str, records: RunRecords) -> JsonObject:
                 return value
     except (OSError, ValueError, RecursionError):
         pass
-    records.unreadable[name] = 0
+    unreadable[name] = 0
     return {}
 
 
-def _lines(run: Path, name: str, records: RunRecords) -> Iterator[JsonObject]:
+def read_lines(run: Path, name: str, unreadable: dict[str, int]) -> Iterator[JsonObject]:
     """Yield the objects of a JSON Lines file; unreadable lines are counted, a torn last one is not."""
     path = run / name
     bad = 0
@@ -189,9 +198,45 @@ def _lines(run: Path, name: str, records: RunRecords) -> Iterator[JsonObject]:
                 elif not torn:
                     bad += 1
     except OSError:
-        records.unreadable[name] = 0
+        unreadable[name] = 0
     if bad:
-        records.unreadable[name] = bad
+        unreadable[name] = bad
+
+
+def last_of_each(run: Path, name: str, kinds: frozenset[str]) -> dict[str, JsonObject]:
+    """Return the last record of each kind in a JSON Lines file, read from its end: the file may be long.
+
+    A last line without its end is being written, or was torn; it is left out. So is what does not stand within
+    the last 16 MiB.
+    """
+    found: dict[str, JsonObject] = {}
+    for reach in TAILS:
+        try:
+            with (run / name).open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - reach))
+                lines = file.read(reach).split(b"\n")[:-1]
+        except (OSError, ValueError):
+            return found
+        found = _last_of_each(lines if reach >= size else lines[1:], kinds)
+        if reach >= size or not kinds - found.keys():
+            break
+    return found
+
+
+def _last_of_each(lines: list[bytes], kinds: frozenset[str]) -> dict[str, JsonObject]:
+    found: dict[str, JsonObject] = {}
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        kind = row.get("kind") if isinstance(row, dict) else None
+        if isinstance(kind, str) and kind in kinds - found.keys():
+            found[kind] = row
+            if not kinds - found.keys():
+                break
+    return found
 
 
 def _skip_line(file: BinaryIO) -> bool:
@@ -203,7 +248,7 @@ def _skip_line(file: BinaryIO) -> bool:
 
 
 def _read_metrics(run: Path, records: RunRecords) -> None:
-    for row in _lines(run, "metrics.jsonl", records):
+    for row in read_lines(run, "metrics.jsonl", records.unreadable):
         if row.get("kind") == "train":
             records.train.add(row)
         elif row.get("kind") == "evaluation":
@@ -211,7 +256,7 @@ def _read_metrics(run: Path, records: RunRecords) -> None:
 
 
 def _read_timings(run: Path, records: RunRecords) -> None:
-    for row in _lines(run, "timings.jsonl", records):
+    for row in read_lines(run, "timings.jsonl", records.unreadable):
         kind = row.get("kind")
         if kind == "train":
             records.timings.add(row)
@@ -225,7 +270,7 @@ def _read_samples(run: Path, records: RunRecords) -> None:
     """Keep the samples of at most 64 steps, spread evenly over the run, the first and the last among them."""
     kept: dict[int, tuple[int, list[tuple[str, str]]]] = {}  # step -> (its number among the steps, samples)
     stride, seen = 1, 0
-    for row in _lines(run, "samples.jsonl", records):
+    for row in read_lines(run, "samples.jsonl", records.unreadable):
         step = real(row.get("step"))
         if step is None:
             continue
@@ -247,7 +292,7 @@ def _read_samples(run: Path, records: RunRecords) -> None:
 
 def _read_events(run: Path, records: RunRecords) -> None:
     """Keep the first and the last events; what stands between too many is counted only."""
-    for row in _lines(run, "events.jsonl", records):
+    for row in read_lines(run, "events.jsonl", records.unreadable):
         records.event_count += 1
         records.events.append(row)
         if len(records.events) > MAX_EVENTS:

@@ -23,6 +23,7 @@ from luban.evaluation.charts import Scale, interval_bar
 from luban.evaluation.curves import Curves
 from luban.evaluation.data_section import data_section, named
 from luban.evaluation.figures import cost_rows, headline, machine_rows, median, parameters, total
+from luban.evaluation.forecast import chosen_rows, forecast_rows
 from luban.evaluation.records import (
     MAX_EVENTS,
     JsonObject,
@@ -33,20 +34,22 @@ from luban.evaluation.records import (
     real,
     words,
 )
+from luban.evaluation.standing import Standing, next_command, standing_of
 
 REPORT = "report.html"
 MAX_SAMPLES_SHOWN = 8
 MAX_EVALUATIONS_SHOWN = 30
 MAX_PASSAGES = 5
-STATUSES = ("finished", "running", "stopped", "failed")
 
 
-def write_report(run: Path, fs: FileSystem = DISK) -> Path:
+def write_report(run: Path, fs: FileSystem = DISK, *, out: Path | None = None, verify: bool = False) -> Path:
     """Write `run/report.html` and return its path.
 
     Arguments:
         run: a run folder; any of its files may be absent.
         fs: the file system that durable writes go through.
+        out: another file to write, for a run that can only be read.
+        verify: read the newest checkpoint of a run that did not finish and compare it with its digests.
 
     Raises:
         InputError: when `run` is not a folder.
@@ -54,8 +57,11 @@ def write_report(run: Path, fs: FileSystem = DISK) -> Path:
     """
     if not run.is_dir():
         raise InputError("there is no run to report on", received=str(run), fix="give the folder of a run")
-    target = run / REPORT
-    write_text(target, render_report(read_run(run), folder_name(run)), fs)
+    target = run / REPORT if out is None else out
+    if not target.parent.is_dir():
+        raise InputError("the folder for the report is not there", received=str(target))
+    page_text = render_report(read_run(run), folder_name(run), standing_of(run, verify=verify))
+    write_text(target, page_text, fs)
     return target
 
 
@@ -69,18 +75,16 @@ def folder_name(run: Path) -> str:
     return str(whole.relative_to(here)) if whole.is_relative_to(here) and whole != here else whole.name or "."
 
 
-def render_report(records: RunRecords, folder: str) -> str:
+def render_report(records: RunRecords, folder: str, standing: Standing) -> str:
     """Return the page. `folder` is what the commands of the page call the run folder."""
     curves = Curves(records)
-    status = status_of(records)
+    status = standing.state
     context = {
         "heading": _heading(records),
         "folder": page.plain(folder),
         "status": status,
         "notices": _notices(records, status),
-        "ended_with": words(records.events[-1].get("message"), 500)
-        if status in ("stopped", "failed")
-        else "",
+        "ending": _ending(standing, folder),
         "figures": headline(records),
         "curves": curves,
         "read_out": curves.read_out() if curves else None,
@@ -94,24 +98,13 @@ def render_report(records: RunRecords, folder: str) -> str:
         "data": data_section(records.data),
         "machine": machine_rows(records),
         "cost": cost_rows(records),
-        "commands": _commands(folder, status),
+        "forecast": forecast_rows(records),
+        "chosen": chosen_rows(records),
+        "commands": _commands(folder, standing),
         "recipe": _recipe(records.recipe),
         "events": _events(records),
     }
     return page.render("report.html", ("page.css", "report.css"), ("page.js", "report.js"), **context)
-
-
-def status_of(records: RunRecords) -> str:
-    """Return how the run stands: its last event says it, and without one its result."""
-    if not records.events and not records.result and not len(records.train):
-        return "empty"
-    for event in reversed(records.events):
-        if (name := event.get("event")) in ("finished", "stopped", "failed"):
-            return str(name)
-        if name in ("started", "resumed"):
-            return "running"
-    status = records.result.get("status")
-    return str(status) if status in STATUSES else "finished" if records.result else "running"
 
 
 def _data_name(records: RunRecords) -> Both:
@@ -158,6 +151,8 @@ def _notices(records: RunRecords, status: str) -> list[tuple[str, dict[str, Any]
     steps = total(records, "steps")
     if status == "empty":
         notices.append(("report.notice.empty", {}))
+    elif status == "broken":
+        notices.append(("report.notice.broken", {}))
     elif status != "finished":
         early = "_early" if steps is None else ""
         notices.append((f"report.notice.{status}{early}", {"step": formats.whole(steps)}))
@@ -165,6 +160,28 @@ def _notices(records: RunRecords, status: str) -> list[tuple[str, dict[str, Any]
         key = "report.notice.lines" if count else "report.notice.unreadable"
         notices.append((key, {"file": page.user(file), "count": formats.whole(count)}))
     return notices
+
+
+def _ending(standing: Standing, folder: str) -> dict[str, Any] | None:
+    """What happened to a run that did not finish, what is safe, and the command that goes on."""
+    if standing.state in ("finished", "empty"):
+        return None
+    safe, command = standing.safe, next_command(standing, page.plain(folder))
+    if safe is None:
+        found = both("report.ending.nothing" if standing.passed_over else "report.ending.no_checkpoint")
+    else:
+        key = "report.ending.verified" if safe.verified else "report.ending.unverified"
+        found = both(key, step=formats.whole(safe.step), time=formats.moment(safe.written))
+    passed = ", ".join(map(str, standing.passed_over))
+    return {
+        "why": words(standing.why if standing.state != "died" else "", 500),
+        "fix": words(standing.fix, 500) if standing.state in ("failed", "broken") else "",
+        "holder": words(standing.holder or "", 100),
+        "safe": found,
+        "passed_over": both("report.ending.passed_over", steps=passed) if passed else None,
+        "repeats": standing.repeats,
+        "command": None if command is None else formats.same(command),
+    }
 
 
 def _evaluations(records: RunRecords) -> list[dict[str, Any]]:
@@ -279,13 +296,11 @@ def _passage(passage: JsonObject) -> dict[str, Any]:
     }
 
 
-def _commands(folder: str, status: str) -> list[dict[str, Any]]:
-    run, model = shlex.quote(page.plain(folder)), shlex.quote(page.plain(f"{folder}/model"))
+def _commands(folder: str, standing: Standing) -> list[dict[str, Any]]:
+    model = shlex.quote(page.plain(f"{folder}/model"))
     commands = []
-    if status != "finished":
-        commands.append(
-            {"name": both("report.next.resume"), "code": formats.same(f"luban train --resume {run}")}
-        )
+    if standing.state != "finished" and (go_on := next_command(standing, page.plain(folder))):
+        commands.append({"name": both("report.next.resume"), "code": formats.same(go_on)})
     prompts = {k: f"luban predict {model} {shlex.quote(v)}" for k, v in both("report.next.prompt").items()}
     commands.append({"name": both("report.next.predict"), "code": prompts})
     commands.append(

@@ -87,7 +87,11 @@ def read_config(fields: Mapping[str, Any], where: object = "config.json") -> Mod
             fix = "luban runs no code from model folders" if key == "auto_map" else "use a model without it"
             raise InputError(f"{key} is not supported", received=fields[key], where=where, fix=fix)
     reader = _Fields({**_DEFAULTS[layout], **fields}, where)
-    return _read_gpt2(reader) if layout == "gpt2" else _read_decoder(reader, layout)
+    try:
+        return _read_gpt2(reader) if layout == "gpt2" else _read_decoder(reader, layout)
+    except InputError as error:
+        error.where = error.where or where  # sizes that do not fit each other
+        raise
 
 
 class _Fields:
@@ -110,7 +114,7 @@ class _Fields:
         value = self.fields.get(key)
         if value is None:
             return default
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e300:
             raise InputError(f"{key} must be a positive number", received=value, where=self.where)
         return float(value)
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from luban.durable import read_json, write_json
 from luban.errors import MissingExtra
 from luban.run import Run
 
-Sink = Callable[[int, Mapping[str, float]], None]
+
+class Sink(Protocol):
+    """Another logger: takes numbers by step."""
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Take the numbers of a step."""
+
+    def close(self, ended: str) -> None:
+        """End the sitting: `finished`, `stopped` or `failed`."""
 
 
 class SilentRecord:
@@ -24,6 +36,9 @@ class SilentRecord:
         """Return no sizes."""
         return {}
 
+    def close(self, ended: str) -> None:
+        """Do nothing."""
+
 
 class RunRecord:
     """Write to metrics.jsonl and timings.jsonl, and hand numbers on to other loggers.
@@ -36,7 +51,8 @@ class RunRecord:
 
     def __init__(self, run: Run, loggers: Sequence[str], peak_flops: float) -> None:
         self._run, self._peak = run, peak_flops
-        self._sinks = [_SINKS[name](run) for name in loggers]
+        require_loggers(loggers)
+        self._loggers, self._sinks = loggers, list[Sink]()
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Note what does not depend on the clock."""
@@ -47,8 +63,13 @@ class RunRecord:
             for name, value in record.items()
             if isinstance(value, int | float) and name not in ("step", "tokens")
         }
+        step = int(record["step"])
+        if self._loggers and not self._sinks:
+            # Only now is it known which steps a resumed run does again.
+            first = step if record.get("kind") == "train" else step + 1
+            self._sinks = [_SINKS[name](self._run, first) for name in self._loggers]
         for sink in self._sinks:
-            sink(int(record["step"]), numbers)
+            sink.write(step, numbers)
 
     def timings(self, record: Mapping[str, Any]) -> None:
         """Note what does; a training step with its tokens/s, FLOP/s and share of the machine's peak."""
@@ -72,33 +93,75 @@ class RunRecord:
         """Make the logs durable."""
         return self._run.sync_logs()
 
+    def close(self, ended: str) -> None:
+        """End the other loggers: the sitting is `finished`, `stopped` or `failed`."""
+        for sink in self._sinks:
+            sink.close(ended)
 
-def _tensorboard(run: Run) -> Sink:
-    try:
+
+def require_loggers(loggers: Sequence[str]) -> None:
+    """Refuse a logger that is not installed, before anything is prepared for it.
+
+    Raises:
+        MissingExtra: naming the extra.
+    """
+    for name in loggers:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtra(name, extra=name, purpose=f"log to it (train.loggers={name})")
+
+
+class _TensorBoard:
+    """Scalars in the run's folder `tensorboard/`; steps from `first` on that a killed sitting wrote are dropped."""
+
+    def __init__(self, run: Run, first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtra("tensorboard", extra="tensorboard", purpose="log to TensorBoard") from error
-    writer = SummaryWriter(str(run.folder / "tensorboard"))
 
-    def write(step: int, numbers: Mapping[str, float]) -> None:
+        folder = run.folder / "tensorboard"
+        self._writer = SummaryWriter(str(folder), purge_step=first if folder.is_dir() else None)
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
-    return write
+    def close(self, ended: str) -> None:
+        del ended
+        self._writer.close()
 
 
-def _mlflow(run: Run) -> Sink:
-    try:
+_MLFLOW_ENDS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+class _MLflow:
+    """A run of MLflow, kept open over resumes: its id stands in the run's folder, in mlflow.json."""
+
+    def __init__(self, run: Run, first: int) -> None:
+        del first
         import mlflow
-    except ImportError as error:
-        raise MissingExtra("mlflow", extra="mlflow", purpose="log to MLflow") from error
-    mlflow.start_run(run_name=run.folder.name)
 
-    def write(step: int, numbers: Mapping[str, float]) -> None:
-        mlflow.log_metrics(dict(numbers), step=step)
+        self._client = mlflow.MlflowClient()
+        self._metric = mlflow.entities.Metric
+        note = run.folder / "mlflow.json"
+        self._id = str(read_json(note)["run_id"]) if note.is_file() else self._begin(run)
+        if note.is_file():
+            self._client.update_run(self._id, status="RUNNING")
+        else:
+            write_json(note, {"run_id": self._id}, run.fs)
 
-    return write
+    def _begin(self, run: Run) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", experiment)
+        return str(self._client.create_run(experiment, run_name=run.folder.name).info.run_id)
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        entries = [self._metric(name, value, now, step) for name, value in numbers.items()]
+        self._client.log_batch(self._id, metrics=entries)
+
+    def close(self, ended: str) -> None:
+        self._client.set_terminated(self._id, status=_MLFLOW_ENDS[ended])
 
 
-_SINKS: dict[str, Callable[[Run], Sink]] = {"tensorboard": _tensorboard, "mlflow": _mlflow}
+_SINKS: dict[str, Callable[[Run, int], Sink]] = {"tensorboard": _TensorBoard, "mlflow": _MLflow}

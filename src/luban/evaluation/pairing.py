@@ -1,0 +1,129 @@
+"""Whether a difference of figures between two runs is more than chance: a paired bootstrap over the same text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from luban.metrics.document_losses import DocumentLosses, Floats, Integers
+from luban.metrics.intervals import paired_interval
+from luban.metrics.text_loss import LN2, MIN_DOCUMENTS
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run left of its evaluation: how it is called, how it stands, what each document cost."""
+
+    label: str
+    state: str
+    documents: DocumentLosses | None
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Whether a run's figures can be paired with the first run's: `unit` and `count`, or else `why` not."""
+
+    why: str = ""
+    unit: str = ""
+    count: int = 0
+    differences: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    """Figure -> difference (this run less the first), lower and upper bound."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the form of `luban compare --json`."""
+        if self.why:
+            return {"paired": False, "why": self.why}
+        told = {
+            name: {"difference": middle, "low": low, "high": high}
+            for name, (middle, low, high) in self.differences.items()
+        }
+        return {"paired": True, "unit": self.unit, "count": self.count, "differences": told}
+
+
+def pair(first: Measured, second: Measured, *, resamples: int) -> Pairing:
+    """Pair the figures of two runs over the units of text that both were measured on."""
+    for side in (first, second):
+        if side.documents is None:
+            state = side.state
+            reason = "an earlier luban made it" if state == "finished" else f"it did not finish ({state})"
+            return Pairing(f"{side.label} has no record of what each held-out document cost: {reason}")
+    a, b = first.documents, second.documents
+    assert a is not None and b is not None
+    shared = sum((Counter(a.digest.tolist()) & Counter(b.digest.tolist())).values())
+    if not (len(a) == len(b) == shared):
+        return Pairing(
+            f"the held-out texts differ: {shared:,} documents are in both, of {len(a):,} in {first.label} "
+            f"and {len(b):,} in {second.label}"
+        )
+    same_tokens = a.token_digest == b.token_digest
+    if len(a) >= MIN_DOCUMENTS:
+        units = _by_document(a, b, same_tokens)
+        return Pairing(unit="documents", count=len(a), differences=_differences(units, resamples))
+    if not same_tokens:
+        few = f"{len(a)} held-out document{'s' if len(a) != 1 else ''}"
+        return Pairing(
+            f"there are only {few}, fewer than {MIN_DOCUMENTS}, and the tokenizers cut them differently, "
+            "so their parts cannot be matched"
+        )
+    pieces = _by_window(a, b)
+    count = len(next(iter(pieces.values()))[0][0]) if pieces else 0
+    if count < 2:
+        return Pairing("the held-out text is one piece: there is nothing to draw from")
+    return Pairing(unit="windows", count=count, differences=_differences(pieces, resamples))
+
+
+Units = dict[str, tuple[tuple[Floats, Floats], tuple[Floats, Floats]]]
+"""Figure -> (numerators, denominators) of the first run and of the second."""
+
+
+def _by_document(a: DocumentLosses, b: DocumentLosses, same_tokens: bool) -> Units:
+    order_a, order_b = np.argsort(a.digest, kind="stable"), np.argsort(b.digest, kind="stable")
+    nats_a, nats_b = a.nats[order_a], b.nats[order_b]
+    units: Units = {
+        "bits_per_byte": ((nats_a, _real(a.bytes[order_a], LN2)), (nats_b, _real(b.bytes[order_b], LN2))),
+        "nats_per_character": (
+            (nats_a, _real(a.characters[order_a])),
+            (nats_b, _real(b.characters[order_b])),
+        ),
+    }
+    if same_tokens:  # a loss per token compares only where the tokens are the same
+        units["loss"] = (
+            (nats_a, _real(a.tokens[order_a])),
+            (nats_b, _real(b.tokens[order_b])),
+        )
+    return units
+
+
+def _by_window(a: DocumentLosses, b: DocumentLosses) -> Units:
+    """Cut both runs' windows where both end one, so that each piece is the same text for both."""
+    ends_a, ends_b = np.cumsum(a.window_tokens), np.cumsum(b.window_tokens)
+    if not ends_a.size or not ends_b.size or ends_a[-1] != ends_b[-1]:
+        return {}
+    ends = np.intersect1d(ends_a, ends_b)
+    nats = []
+    for own, losses in ((ends_a, a.window_nats), (ends_b, b.window_nats)):
+        upto = np.cumsum(losses)[np.searchsorted(own, ends)]
+        nats.append(np.diff(upto, prepend=0.0))
+    tokens = np.diff(ends, prepend=0).astype(np.float64)
+    whole = max(float(tokens.sum()), 1.0)
+    sizes = {
+        "bits_per_byte": tokens * float(a.bytes.sum() / whole * LN2),
+        "nats_per_character": tokens * float(a.characters.sum() / whole),
+        "loss": tokens,
+    }
+    return {name: ((nats[0], size), (nats[1], size)) for name, size in sizes.items()}
+
+
+def _differences(units: Units, resamples: int) -> dict[str, tuple[float, float, float]]:
+    found = {
+        name: paired_interval(first, second, resamples=resamples) for name, (first, second) in units.items()
+    }
+    return {name: told for name, told in found.items() if np.isfinite(told).all()}
+
+
+def _real(values: Integers, unit: float = 1.0) -> Floats:
+    return values.astype(np.float64) * unit
