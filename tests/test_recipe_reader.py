@@ -219,7 +219,7 @@ def test_a_mistyped_word_is_answered_with_the_nearest(override: str, meant: str)
         ("data.source=2024", "data.source", 2024, "data.source='\"2024\"'"),
         ("data.clean.near_duplicates=false", "data.clean.near_duplicates", False, "null switches it off"),
         ("data=x.txt", "data", "x.txt", "a section is wanted"),
-        ("model.heads=3", "model", None, "width (256) is not a multiple of heads (3)"),
+        ("model={width: 256, heads: 3}", "model", None, "width (256) is not a multiple of heads (3)"),
         ("task=vision", "no task", "vision", "language-model"),
         ("task=5", "task", 5, None),
         ("train.steps.x=5", "steps", "train.steps.x=5", None),

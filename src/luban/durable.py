@@ -196,8 +196,15 @@ def sha256(path: Path) -> str:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files below `folder`."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """Return what the files of a folder take together; one that vanishes meanwhile counts nothing."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(where, name)).st_size  # noqa: PTH118  (a hot loop)
+            except OSError:
+                continue
+    return total
 
 
 @contextlib.contextmanager

@@ -24,9 +24,9 @@ from luban.verbs import train as verb
 
 
 def test_no_fault_of_the_disk_loses_a_checkpoint_or_changes_a_run(tmp_path: Path) -> None:
-    outcomes = disk_faults.sweep(tmp_path, count=60, seed=0)
+    outcomes = disk_faults.sweep(tmp_path, count=40, seed=0)
     assert [key for key in outcomes if key.startswith("BROKEN")] == []
-    assert outcomes.total() == 60
+    assert outcomes.total() == 40
 
 
 def test_a_fault_that_is_swallowed_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_a_small_text_is_not_read_for_ever() -> None:
 
 @given(
     keys=st.fixed_dictionaries({}, optional={
-        "layers": st.integers(1, 12), "width": st.sampled_from([64, 96, 128, 320]), "heads": st.sampled_from([1, 2, 4]),
+        "layers": st.integers(1, 12), "width": st.sampled_from([64, 128, 320]), "kv_heads": st.sampled_from([1, 2, 4]), "heads": st.sampled_from([4, 8]),
     }),
     train=st.fixed_dictionaries({}, optional={
         "batch": st.integers(1, 64), "learning_rate": st.floats(1e-4, 1e-1),
@@ -91,12 +91,20 @@ def test_what_the_recipe_names_is_kept(
     )
     for offer in offers(given_, TEXT, LAPTOP):
         shape = offer.shape
-        for name, value in keys.items():
-            assert getattr(shape, name) == value
+        for name in keys.keys() - {"kv_heads"}:
+            assert getattr(shape, name) == keys[name]
         assert shape.batch == train.get("batch", shape.batch)
         assert offer.learning_rate == train.get("learning_rate", offer.learning_rate)
         assert length in (None, shape.length)
-        assert shape.width % shape.heads == 0
+        assert shape.width % shape.heads == 0 == shape.heads % keys.get("kv_heads", 1)
+
+
+def test_heads_that_no_rung_divides_widen_the_rungs() -> None:
+    named = LanguageModelRecipe.model_validate(
+        {"data": {"source": "a.txt"}, "model": {"heads": 7}, "train": {"minutes": 3}}
+    )
+    for offer in offers(named, TEXT, LAPTOP):
+        assert offer.shape.heads == 7 and offer.shape.width % 14 == 0
 
 
 def test_memory_leaves_the_largest_out_but_never_all() -> None:

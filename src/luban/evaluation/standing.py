@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luban.durable import verify_folder
+from luban.durable import folder_bytes, verify_folder
 from luban.errors import CheckpointError, InputError
 from luban.evaluation.records import (
     JsonObject,
@@ -324,18 +324,6 @@ def is_run(folder: Path) -> bool:
         return (folder / "events.jsonl").is_file() and any((folder / name).exists() for name in beside)
     except OSError:
         return False
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return what the files of a folder take together; one that vanishes meanwhile counts nothing."""
-    total = 0
-    for where, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(where, name)).st_size  # noqa: PTH118  (a hot loop)
-            except OSError:
-                continue
-    return total
 
 
 def as_json(standing: Standing, now: float) -> dict[str, Any]:

@@ -71,14 +71,15 @@ def paired_interval(
 
     Example:
         >>> hard = np.array([1.0, 5.0, 9.0])
-        >>> paired_interval((hard, np.ones(3)), (hard + 0.5, np.ones(3)))
-        (0.5, 0.5, 0.5)
+        >>> found = paired_interval((hard, np.ones(3)), (hard + 0.5, np.ones(3)))
+        >>> [round(bound, 6) for bound in found]
+        [0.5, 0.5, 0.5]
     """
     ratio = [
         float(above.sum()) / float(below.sum()) if below.sum() > 0 else np.nan
         for above, below in (first, second)
     ]
-    difference = ratio[1] - ratio[0]
+    difference = float(ratio[1] - ratio[0])
     units = len(first[0])
     if units < 2 or resamples < 1 or not np.isfinite(difference):
         return difference, difference, difference

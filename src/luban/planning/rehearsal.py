@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from luban.durable import DISK, FileSystem
-from luban.errors import Stopped
+from luban.errors import NonFiniteError, Stopped
 from luban.machine import peak_rss_bytes
 from luban.recipe import Interval, TrainRecipe
 from luban.signals import StopRequest
@@ -81,8 +81,8 @@ class _Timings:
         return {}
 
     def took(self, kind: str) -> list[float]:
-        """Return how long each part of a kind took, in order."""
-        return [float(record["took"]) for record in self.seen if record["kind"] == kind]
+        """Return how long each part of a kind took, in order; nothing where it was never reached."""
+        return [float(record["took"]) for record in self.seen if record["kind"] == kind] or [0.0]
 
 
 def rehearse(
@@ -107,7 +107,7 @@ def rehearse(
 
     Raises:
         Stopped: a signal came.
-        LubanError: what the run itself would meet: memory, disk, a loss that is not finite.
+        LubanError: what the run itself would meet: too little memory, a disk that refuses.
     """
     scratch = folder / f".rehearsal.{uuid.uuid4().hex[:8]}.tmp"
     before = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
@@ -129,8 +129,8 @@ def rehearse(
         task.model.zero_grad(set_to_none=True)
     batches = task.batches(0, 0, 1)
     return Rehearsal(
-        # The first steps allocate what the others reuse.
-        step_seconds=statistics.median(timings.took("train")[1:]),
+        # The first step allocates what the others reuse.
+        step_seconds=statistics.median(timings.took("train")[1:] or timings.took("train")),
         step_tokens=sum(batch.tokens for batch in batches),
         step_flops=sum(task.flops(batch) for batch in batches),
         evaluation_seconds=timings.took("evaluation")[-1],
@@ -163,6 +163,8 @@ def _perform(
             "evaluate_every": never,
             "checkpoint_every": never,
             "patience": None,
+            # Steps too small to leave the neighbourhood: what is learned here is only what a step costs.
+            "learning_rate": 1e-9,
         }
     )
 
@@ -184,7 +186,9 @@ def _perform(
         stop=stop,
         compiling=Compiling(task.model, wanted=False, tell=lambda _: None),
     )
-    loop.run()
+    # A loss that is not finite is met again by the run itself, which then says where and keeps the evidence.
+    with contextlib.suppress(NonFiniteError):
+        loop.run()
     return timings, sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
 
 

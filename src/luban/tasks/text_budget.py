@@ -165,11 +165,14 @@ def offers(recipe: LanguageModelRecipe, text: Text, machine: Machine) -> list[Of
     Rungs that would not fit in memory are left out, but never all.
     """
     model = recipe.model
-    rungs = {(model.layers or layers, model.width or width) for layers, width in LADDER}
+    # A head has an even number of dimensions, so a width is a multiple of twice the heads that the recipe names.
+    step = 2 * (model.heads or 1) if model.head_dim is None else 1
+    rungs = {
+        (model.layers or layers, model.width or math.ceil(width / step) * step) for layers, width in LADDER
+    }
     made = [
         _offer(recipe, text, machine, layers, width)
         for layers, width in sorted(rungs, key=lambda rung: rung[0] * rung[1] ** 2)
-        if width % (model.heads or 1) == 0 or model.head_dim
     ]
     most = _MEMORY_SHARE * machine.memory_bytes
     return [offer for offer in made if _memory(offer.shape, text.vocab_size) <= most] or made[:1]
@@ -229,16 +232,19 @@ def choose(
     return chosen
 
 
-def heads_of(width: int) -> int:
+def heads_of(width: int, multiple: int = 1) -> int:
     """Return how many heads of 32 dimensions, or of 64 from a width of 256 on, a width has.
 
+    Arguments:
+        multiple: what the number is a multiple of: the heads of keys and values.
+
     Example:
-        >>> heads_of(96), heads_of(512), heads_of(100)
-        (3, 8, 5)
+        >>> heads_of(96), heads_of(512), heads_of(100), heads_of(96, multiple=2)
+        (3, 8, 5, 4)
     """
     size = 64 if width >= 256 else 32
-    fitting = [d for d in range(2, width + 1, 2) if width % d == 0] or [width]
-    return width // min(fitting, key=lambda d: (abs(d - size), d))
+    sizes = [d for d in range(2, width + 1, 2) if width % d == 0 and (width // d) % multiple == 0]
+    return width // min(sizes, key=lambda d: (abs(d - size), d)) if sizes else multiple
 
 
 def length_of(tokens: int, text: Text) -> int:
@@ -258,8 +264,9 @@ def _offer(recipe: LanguageModelRecipe, text: Text, machine: Machine, layers: in
     """Return what a rung comes to; batch and length follow its tokens, and its tokens follow them."""
     train, model = recipe.train, recipe.model
     length, batch = recipe.data.length or 128, train.batch or 8
+    heads = model.heads or heads_of(width, model.kv_heads or 1)
     for _ in range(3):
-        shape = Shape(layers, width, model.heads or heads_of(width), length, batch)
+        shape = Shape(layers, width, heads, length, batch)
         step = step_seconds(shape, text.vocab_size, machine.peak_flops)
         tokens = _tokens(recipe, text, shape, step)
         length = recipe.data.length or length_of(tokens, text)

@@ -75,7 +75,7 @@ class Gradients:
         total, short = 0.0, None
         try:
             for index, batch in enumerate(batches):
-                torch.manual_seed(mixed(self._seed, step, index, self._plan.rank))
+                _seed(mixed(self._seed, step, index, self._plan.rank))
                 with self._forward():
                     loss = self._learner.loss(batch)
                 (loss / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]
@@ -117,3 +117,10 @@ def mixed(*parts: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return state
+
+
+def _seed(seed: int) -> None:
+    """Seed what draws at random in a step; `torch.manual_seed` does the same, but formats a stack trace each time."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)

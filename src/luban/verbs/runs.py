@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from luban.console import duration, short
+from luban.durable import folder_bytes
 from luban.evaluation.records import mapping, real
 from luban.evaluation.standing import (
     Standing,
     as_json,
     find_runs,
-    folder_bytes,
     is_run,
     next_command,
     reached,
