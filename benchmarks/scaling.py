@@ -4,7 +4,7 @@
     python benchmarks/scaling.py steps                    measure steps of many shapes here (a quiet machine, 5 minutes)
     python benchmarks/scaling.py runs --minutes 1 3       train the ladder on the texts that come with luban
 
-A line of scaling.jsonl is one run: a text (its training tokens, vocabulary, trigram loss, tokens per character), a
+A line of scaling.jsonl is one run: a text (its training tokens, vocabulary, n-gram loss, tokens per character), a
 shape, a rate, a number of tokens, and the held-out loss it ended with. `runs` adds lines and skips what is there.
 `fit` prints the constants of luban/tasks/text_budget.py, the error of the fit, and the error on each text when the
 law is fitted to the others.
@@ -48,7 +48,7 @@ def text_in(row: dict[str, Any]) -> Text:
     return Text(
         row["text_tokens"],
         row["vocab_size"],
-        row["trigram"],
+        row["ngram"],
         row["tokens_per_character"],
         row["document_tokens"],
     )
@@ -218,7 +218,7 @@ def _train(text: str, folder: Path, known: Text, offer: text_budget.Offer, scrat
         out=scratch / f"{text}-{shape.layers}-{shape.width}-{offer.tokens}",
     )  # fmt: skip
     row = {
-        "text": text, "text_tokens": known.tokens, "vocab_size": known.vocab_size, "trigram": round(known.trigram, 4),
+        "text": text, "text_tokens": known.tokens, "vocab_size": known.vocab_size, "ngram": round(known.ngram, 4),
         "tokens_per_character": round(known.tokens_per_character, 5),
         "document_tokens": round(known.document_tokens, 1), "layers": shape.layers, "width": shape.width,
         "length": shape.length, "batch": shape.batch, "learning_rate": offer.learning_rate,

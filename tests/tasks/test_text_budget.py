@@ -24,7 +24,7 @@ from luban.tasks.text_budget import (
     step_seconds,
 )
 
-TEXT = Text(tokens=316_000, vocab_size=2048, trigram=4.4, tokens_per_character=0.33, document_tokens=517.0)
+TEXT = Text(tokens=316_000, vocab_size=2048, ngram=4.4, tokens_per_character=0.33, document_tokens=517.0)
 LAPTOP = Machine(peak_flops=134e9, memory_bytes=16 << 30)
 
 
@@ -46,10 +46,10 @@ def test_the_law_of_speed_gives_back_steps_that_were_measured(
 @given(
     rung=st.sampled_from(LADDER),
     tokens=st.integers(50_000, 50_000_000),
-    trigram=st.floats(1.0, 7.0),
+    ngram=st.floats(1.0, 7.0),
 )
-def test_more_tokens_or_more_text_never_cost_loss(rung: tuple[int, int], tokens: int, trigram: float) -> None:
-    text = replace(TEXT, trigram=trigram)
+def test_more_tokens_or_more_text_never_cost_loss(rung: tuple[int, int], tokens: int, ngram: float) -> None:
+    text = replace(TEXT, ngram=ngram)
     layers, width = rung
     now = expected_loss(text, layers=layers, width=width, tokens=tokens)
     assert expected_loss(text, layers=layers, width=width, tokens=2 * tokens) <= now
@@ -75,7 +75,8 @@ def test_a_small_text_is_not_read_for_ever() -> None:
 
 @given(
     keys=st.fixed_dictionaries({}, optional={
-        "layers": st.integers(1, 12), "width": st.sampled_from([64, 128, 320]), "kv_heads": st.sampled_from([1, 2, 4]), "heads": st.sampled_from([4, 8]),
+        "layers": st.integers(1, 12), "width": st.sampled_from([64, 128, 320]),
+        "kv_heads": st.sampled_from([1, 2, 4]), "heads": st.sampled_from([4, 8]),
     }),
     train=st.fixed_dictionaries({}, optional={
         "batch": st.integers(1, 64), "learning_rate": st.floats(1e-4, 1e-1),

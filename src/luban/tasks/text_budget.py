@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from luban.data.prepare import Prepared
 from luban.data.shards import TokenShards
-from luban.metrics.ngrams import ngram_loss
+from luban.metrics.ngrams import MOST_TOKENS, ngram_loss
 from luban.model_folder import LoadedModel
 from luban.recipe import LanguageModelRecipe
 from luban.tasks.base import Choice, Machine
@@ -30,7 +30,7 @@ LAW = (0.6, 0.1, 0.3, 0.25, 0.4, 12.0)
 """Constants of `loss_law`, as `benchmarks/scaling.py fit` prints them."""
 MOST_EPOCHS = 40.0
 """How often a text is read at most: beyond it nothing is gained, and memorising costs."""
-COUNTED_TOKENS = 1_000_000
+COUNTED_TOKENS = 500_000
 """How much of a text the n-gram model counts: enough to tell texts apart, in a second."""
 _PIECE_TOKENS = 4096
 _MEMORY_SHARE = 0.7
@@ -44,13 +44,13 @@ class Text:
 
     Attributes:
         tokens: of the training split. vocab_size: of its tokenizer.
-        trigram: held-out loss in nats per token of an interpolated trigram model.
+        ngram: held-out loss in nats per token of the best n-gram model.
         tokens_per_character: in the held-out text. document_tokens: in a document, on average.
     """
 
     tokens: int
     vocab_size: int
-    trigram: float
+    ngram: float
     tokens_per_character: float
     document_tokens: float
 
@@ -90,18 +90,18 @@ def text_of(data: Prepared) -> Text:
     """Measure a prepared text; takes a second or two."""
     train, held_out = data.train, data.validation
     asked, counted = _spread(held_out), _spread(train)
-    known = len(asked) > 3 and len(counted) > 3
+    known = min(len(asked), len(counted)) >= MOST_TOKENS
     return Text(
         tokens=len(train),
         vocab_size=train.vocab_size,
-        trigram=ngram_loss(counted, asked, train.vocab_size)[-1] if known else math.log(train.vocab_size),
+        ngram=ngram_loss(counted, asked, train.vocab_size) if known else math.log(train.vocab_size),
         tokens_per_character=len(held_out) / max(1, held_out.characters),
         document_tokens=len(train) / max(1, len(train.documents)),
     )
 
 
 def _spread(shards: TokenShards) -> npt.NDArray[np.int64]:
-    """Return at most about a million tokens of a split, in pieces from all over it: a text changes as it goes on."""
+    """Return at most about half a million tokens of a split, in pieces from all over it: a text changes as it goes on."""
     pieces = COUNTED_TOKENS // _PIECE_TOKENS
     if len(shards) <= COUNTED_TOKENS:
         return shards.read(0, len(shards))
@@ -118,7 +118,7 @@ def loss_law(constants: Sequence[float], text: Text, layers: int, width: int, to
     """Return the loss in nats per token by a law with these constants.
 
     The form is that of J. Hoffmann et al., "Training compute-optimal large language models" (2022): a floor, a term
-    of the model's size and a term of the data's, here in units of what a trigram model reaches on the same text.
+    of the model's size and a term of the data's, here in units of what an n-gram model reaches on the same text.
     Repeated tokens are worth less, after N. Muennighoff et al., "Scaling data-constrained language models" (2023).
 
     Arguments:
@@ -128,7 +128,7 @@ def loss_law(constants: Sequence[float], text: Text, layers: int, width: int, to
     weights = (12.0 * layers * float(width) ** 2 + text.vocab_size * width) / 1e6
     repeats = max(0.0, tokens / text.tokens - 1.0)
     fresh = (min(tokens, text.tokens) - text.tokens * worth * math.expm1(-repeats / worth)) / 1e6
-    return float(text.trigram * (floor + size * weights**-size_power + data * fresh**-data_power))
+    return float(text.ngram * (floor + size * weights**-size_power + data * fresh**-data_power))
 
 
 def step_seconds(shape: Shape, vocab_size: int, peak_flops: float) -> float:

@@ -122,5 +122,5 @@ def mixed(*parts: int) -> int:
 def _seed(seed: int) -> None:
     """Seed what draws at random in a step; `torch.manual_seed` does the same, but formats a stack trace each time."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
