@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test lint docs bench bench-reliability clean
+.PHONY: quickstart test lint docs bench bench-reliability bench-plan bench-budget clean
 
 $(BIN)/luban: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,12 @@ bench: $(VENV)/.test
 
 bench-reliability: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability.py --count 2000
+
+bench-plan: $(VENV)/.test
+	$(BIN)/python benchmarks/plan.py
+
+bench-budget: $(VENV)/.test
+	$(BIN)/python benchmarks/budget.py
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -6,13 +6,15 @@
 made for every rung of the ladder from `--reach` below the chosen one to as many above it, each with the batch and
 rate that luban would give it, and each is trained on as many tokens as it can be in M minutes on this machine by
 the fitted law of speed: so that a busy neighbour on the machine changes nothing but the duration of this script.
-Held-out nats per character decide. `--processes` trains that many at once, one thread each; `--speed` takes the
-matrix rate of the machine as given instead of measuring it.
+Held-out nats per character decide. A run that stands in results/scaling.jsonl (same text, shape and rate, tokens
+within 3 %) is not made again, unless `--again` says so; new ones are added there. `--processes` trains that many at
+once, one thread each; `--speed` takes the matrix rate of the machine as given instead of measuring it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -28,23 +30,58 @@ from luban.machine import matrix_rate, memory_available, set_threads
 from luban.recipe import LanguageModelRecipe
 from luban.recipe_reader import read_recipe
 from luban.tasks.base import Machine
-from luban.tasks.text_budget import LADDER, Offer, best, offers, text_of
+from luban.tasks.text_budget import LADDER, Offer, Text, best, offers, text_of
 
+RUNS = Path(__file__).parent / "results" / "scaling.jsonl"
 RESULTS = Path(__file__).parent / "results" / "budget.json"
 SHARE = 0.92
 """Of a budget of minutes, what is left to the steps after evaluations and checkpoints."""
 
 
-def neighbours(recipe: LanguageModelRecipe, data: Prepared, machine: Machine, reach: int) -> list[Offer]:
+def neighbours(recipe: LanguageModelRecipe, text: Text, machine: Machine, reach: int) -> list[Offer]:
     """Return the offers of the rungs around the chosen one, the chosen one in their middle."""
-    text = text_of(data)
     found = offers(recipe, text, machine)
     chosen = found.index(best(found))
     return found[max(0, chosen - reach) : chosen + reach + 1]
 
 
-def loss_of(text: str, folder: Path, offer: Offer, seed: int) -> dict[str, float]:
-    """Train one offer in a process of its own and return its held-out figures."""
+def known(text: str, offer: Offer) -> float | None:
+    """Return the loss that such a run ended with earlier, in nats per token."""
+    rows = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.is_file() else []
+    asked = (
+        text,
+        *dataclasses.astuple(offer.shape)[:2],
+        offer.shape.length,
+        offer.shape.batch,
+        offer.learning_rate,
+    )
+    for row in rows:
+        found = tuple(row[k] for k in ("text", "layers", "width", "length", "batch", "learning_rate"))
+        if found == asked and abs(row["tokens"] / offer.tokens - 1) < 0.03:
+            return float(row["loss"])
+    return None
+
+
+def loss_of(text: str, folder: Path, known_text: Text, offer: Offer, options: argparse.Namespace) -> float:
+    """Return the held-out loss of an offer in nats per token, trained in a process of its own."""
+    if not options.again and (loss := known(text, offer)) is not None:
+        return loss
+    result = trained(text, folder, offer, options.seed)
+    row = {
+        "text": text, "text_tokens": known_text.tokens, "vocab_size": known_text.vocab_size,
+        "ngram": round(known_text.ngram, 4), "tokens_per_character": round(known_text.tokens_per_character, 5),
+        "document_tokens": round(known_text.document_tokens, 1), "layers": offer.shape.layers,
+        "width": offer.shape.width, "length": offer.shape.length, "batch": offer.shape.batch,
+        "learning_rate": offer.learning_rate, "tokens": result["tokens"], "seed": options.seed,
+        "loss": round(result["metrics"]["loss"], 5),
+    }  # fmt: skip
+    with RUNS.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    return float(result["metrics"]["loss"])
+
+
+def trained(text: str, folder: Path, offer: Offer, seed: int) -> dict[str, Any]:
+    """Train one offer and return its result."""
     with tempfile.TemporaryDirectory() as scratch:
         done = subprocess.run(
             [
@@ -59,7 +96,7 @@ def loss_of(text: str, folder: Path, offer: Offer, seed: int) -> dict[str, float
             capture_output=True, text=True, check=True,
             env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
         )  # fmt: skip
-        return dict(json.loads(done.stdout.splitlines()[-1])["metrics"])
+        return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def compare(
@@ -68,20 +105,20 @@ def compare(
     """Train the chosen size and its neighbours; return what each reached."""
     recipe = read_recipe(f"quickstart-{text}", (f"train.minutes={minutes * SHARE}",), tasks.schema_of)
     assert isinstance(recipe, LanguageModelRecipe)
-    data = Prepared(folder)
-    around = neighbours(recipe, data, machine, options.reach)
+    known_text = text_of(Prepared(folder))
+    around = neighbours(recipe, known_text, machine, options.reach)
     chosen = best(around)
     with ThreadPoolExecutor(options.processes) as pool:
-        reached = list(pool.map(lambda offer: loss_of(text, folder, offer, options.seed), around))
-    per_character = text_of(data).tokens_per_character
+        reached = list(pool.map(lambda offer: loss_of(text, folder, known_text, offer, options), around))
+    per_character = known_text.tokens_per_character
     rows = [
         {
             "layers": offer.shape.layers, "width": offer.shape.width, "length": offer.shape.length,
             "batch": offer.shape.batch, "learning_rate": offer.learning_rate, "tokens": offer.tokens,
-            "expected": round(offer.loss * per_character, 4), "reached": round(figures["nats_per_character"], 4),
+            "expected": round(offer.loss * per_character, 4), "reached": round(loss * per_character, 4),
             "chosen": offer is chosen,
         }
-        for offer, figures in zip(around, reached, strict=True)
+        for offer, loss in zip(around, reached, strict=True)
     ]  # fmt: skip
     mine = next(row for row in rows if row["chosen"])
     least = min(row["reached"] for row in rows)
@@ -115,6 +152,7 @@ def main() -> None:
     parser.add_argument("--reach", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--speed", type=float)
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -63,7 +63,9 @@ def test_a_second_process_is_refused_and_told_whose_the_run_is(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "text", ["process 4194300 on elsewhere\n", f"process {os.getpid()} on {HOST}\n", "\0" * 99]
+    "text",
+    ["process 4194300 on elsewhere\n", f"process {os.getpid()} on {HOST}\n", "\0" * 99],
+    ids=["a dead process elsewhere", "a process number used again", "no text"],
 )
 def test_what_stands_in_the_lock_says_nothing_without_its_holder(tmp_path: Path, text: str) -> None:
     """The text of a dead process, of a process number that another has now, or none at all."""

@@ -33,8 +33,15 @@ def ngram_loss(train: Ids, held_out: Ids, vocab_size: int) -> float:
     """
     least, targets = math.inf, len(held_out) - MOST_TOKENS + 1
     probability = np.full(targets, 1.0 / vocab_size)
+    # The number of the context that begins at each place: of no tokens, all places have the same.
+    seen, asked = np.zeros(len(train), dtype=np.int64), np.zeros(len(held_out), dtype=np.int64)
     for n in range(1, MOST_TOKENS + 1):
-        probability = _discounted(_grams(train, n), _grams(held_out, n)[-targets:], probability)
+        contexts = seen[: len(train) - n + 1], asked[: len(held_out) - n + 1]
+        # A context and the token behind it are the context of the next order.
+        seen, asked = _numbered(contexts, (train[n - 1 :], held_out[n - 1 :]), vocab_size)
+        probability = _discounted(
+            (contexts[0], seen), (contexts[1][-targets:], asked[-targets:]), probability
+        )
         loss = float(-np.log(probability).mean())
         if loss >= least:
             break
@@ -42,32 +49,30 @@ def ngram_loss(train: Ids, held_out: Ids, vocab_size: int) -> float:
     return least
 
 
-def _grams(ids: Ids, n: int) -> Ids:
-    """(m, n) every run of n tokens; the last column is what is predicted."""
-    return np.lib.stride_tricks.sliding_window_view(ids, n)
+def _numbered(contexts: tuple[Ids, Ids], tokens: tuple[Ids, Ids], vocab_size: int) -> tuple[Ids, Ids]:
+    """Give each different pair of context and token a number, the same in both texts."""
+    pairs = [context * vocab_size + token for context, token in zip(contexts, tokens, strict=True)]
+    _, numbers = np.unique(np.concatenate(pairs), return_inverse=True)
+    return numbers[: len(pairs[0])], numbers[len(pairs[0]) :]
 
 
-def _discounted(seen: Ids, asked: Ids, below: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the probability of the last token of each asked n-gram, given the order below's."""
-    numbers, count = _numbered(seen, asked)
-    contexts, _ = _numbered(seen[:, :-1], asked[:, :-1])
-    _, context = np.unique(numbers[: len(seen)], return_index=True)
-    of_gram = np.bincount(numbers[: len(seen)], minlength=count)
-    size = int(contexts.max(initial=0)) + 1
-    of_context = np.bincount(contexts[: len(seen)], minlength=size)
-    kinds = np.bincount(contexts[context], minlength=size)
-    here, where = numbers[len(seen) :], contexts[len(seen) :]
-    total = of_context[where]
-    known: npt.NDArray[np.float64] = np.maximum(of_gram[here] - DISCOUNT, 0.0) / np.maximum(total, 1)
-    left: npt.NDArray[np.float64] = np.where(total > 0, DISCOUNT * kinds[where] / np.maximum(total, 1), 1.0)
+def _discounted(
+    seen: tuple[Ids, Ids], asked: tuple[Ids, Ids], below: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return the probability of the token of each asked n-gram, given that of the order below.
+
+    Arguments:
+        seen, asked: the number of the context and of the n-gram at each place.
+    """
+    contexts, grams = seen
+    size = 1 + int(max(contexts.max(), asked[0].max()))
+    count = 1 + int(max(grams.max(), asked[1].max()))
+    of_gram, of_context = np.bincount(grams, minlength=count), np.bincount(contexts, minlength=size)
+    _, first = np.unique(grams, return_index=True)
+    kinds = np.bincount(contexts[first], minlength=size)
+    total = of_context[asked[0]]
+    known: npt.NDArray[np.float64] = np.maximum(of_gram[asked[1]] - DISCOUNT, 0.0) / np.maximum(total, 1)
+    left: npt.NDArray[np.float64] = np.where(
+        total > 0, DISCOUNT * kinds[asked[0]] / np.maximum(total, 1), 1.0
+    )
     return known + left * below
-
-
-def _numbered(seen: Ids, asked: Ids) -> tuple[Ids, int]:
-    """Number the different rows of both, (len(seen) + len(asked),), and return how many there are."""
-    both = np.concatenate([seen, asked])
-    numbers = np.zeros(len(both), dtype=np.int64)
-    for column in both.T:
-        # Numbers stay below the rows' count, so that their product with a column fits in 64 bits.
-        _, numbers = np.unique(numbers * (int(column.max()) + 1) + column, return_inverse=True)
-    return numbers, int(numbers.max(initial=0)) + 1
