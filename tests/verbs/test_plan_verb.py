@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from luban import tasks
 from luban.cli import luban
 from luban.console import Show
+from luban.data.prepare import Prepared
 from luban.durable import sha256
 from luban.errors import InputError, Stopped
+from luban.recipe_reader import read_recipe
 from luban.signals import StopRequest
+from luban.tasks.base import Machine
+from luban.tasks.text_budget import MOST_EPOCHS
 from luban.training.faults import Faults
+from luban.verbs.decisions import with_values
 from luban.verbs.plan import plan
 from luban.verbs.train import Tools, train
 
@@ -119,10 +125,14 @@ def test_a_run_killed_before_its_recipe_was_settled_takes_the_choice_from_the_pl
 
 
 def test_a_text_that_is_read_often_enough_ends_the_run_early(
-    open_recipe: dict[str, Any], tmp_path: Path
+    finished: Path, open_recipe: dict[str, Any]
 ) -> None:
-    recipe = copy.deepcopy(open_recipe)
-    recipe["train"] = {"minutes": 600}
-    chosen = plan(recipe, out=tmp_path)["plan"]["chosen"]
-    assert chosen["train.tokens"]["value"] > 0
-    assert "more text" in chosen["train.tokens"]["why"]
+    recipe = read_recipe({**open_recipe, "train": {"minutes": 600}}, (), tasks.schema_of)
+    laptop = Machine(peak_flops=134e9, memory_bytes=16 << 30)
+    data = Prepared(finished / "data")
+    chosen = tasks.find(recipe.task).choose(recipe, data, laptop)
+    assert chosen["train.tokens"].value == MOST_EPOCHS * len(data.train)
+    assert "more text" in chosen["train.tokens"].why
+    settled = with_values(recipe, {key: choice.value for key, choice in chosen.items()})
+    assert settled.train.tokens == chosen["train.tokens"].value
+    assert settled.train.minutes is None
