@@ -92,7 +92,8 @@ def minimise(loss: Callable[[np.ndarray], float], start: np.ndarray, rounds: int
 def fit(rows: list[dict[str, Any]]) -> np.ndarray:
     """Fit the relative error, squared below a hundredth and linear above (pseudo-Huber), for texts differ.
 
-    Constants are positive, so their logarithms are searched. A weak pull towards `PRIOR` decides what the runs leave open.
+    Constants are positive, so their logarithms are searched. A weak pull towards `PRIOR` decides what the runs leave
+    open.
     """
     prior = np.log(np.array(PRIOR))
 

@@ -59,7 +59,7 @@ def test_the_screen_names_every_cost(
     Path("recipe.yaml").write_text(json.dumps(small))
     answer = CliRunner().invoke(luban, ["plan", "recipe.yaml"])
     assert answer.exit_code == 0, answer.output
-    for name in ("data", "model", "step", "run", "time", "memory", "disk", "expected", "sees 3"):
+    for name in ("data", "model", "step", "run", "time", "memory", "disk", "sees 3"):
         assert f"\n  {name}" in "\n" + answer.stdout
     assert max(map(len, answer.stdout.splitlines())) <= 100
     as_json = CliRunner().invoke(luban, ["plan", "recipe.yaml", "--json"])

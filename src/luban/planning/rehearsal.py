@@ -29,9 +29,9 @@ from luban.training.compiling import Compiling
 from luban.training.loop import Loop
 from luban.training.parallel import Alone, Plan
 
-STEPS = 5
-SHORT_STEP_SECONDS = 0.05
-"""Shorter steps than this are timed over five times as many: single ones wander."""
+STEPS, MOST_STEPS, SECONDS = 5, 40, 2.5
+"""Steps go on for so many seconds, but for no fewer and no more steps than these: the first ones are slow, and single
+short ones wander."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,9 @@ def rehearse(
 
     try:
         timings, checkpoint_bytes = perform(STEPS)
-        if statistics.median(timings.took("train")) < SHORT_STEP_SECONDS:
-            timings, checkpoint_bytes = perform(5 * STEPS)
+        steps = min(MOST_STEPS, int(SECONDS / max(statistics.median(timings.took("train")), 1e-9)))
+        if steps > STEPS:
+            timings, checkpoint_bytes = perform(steps)
         final_seconds = _final(task, forward)
     except Stopped as error:
         raise Stopped(f"stopped by {stop.reason} before step 1") from error
@@ -127,10 +128,10 @@ def rehearse(
             shutil.rmtree(scratch)
         task.model.load_state_dict(before)
         task.model.zero_grad(set_to_none=True)
-    batches = task.batches(0, 0, 1)
+    batches, took = task.batches(0, 0, 1), timings.took("train")
     return Rehearsal(
-        # The first step allocates what the others reuse.
-        step_seconds=statistics.median(timings.took("train")[1:] or timings.took("train")),
+        # The first steps allocate what the others reuse, and warm the caches.
+        step_seconds=statistics.median(took[len(took) // 2 :]),
         step_tokens=sum(batch.tokens for batch in batches),
         step_flops=sum(task.flops(batch) for batch in batches),
         evaluation_seconds=timings.took("evaluation")[-1],

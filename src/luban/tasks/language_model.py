@@ -28,7 +28,7 @@ from luban.models.loss import cross_entropy_sum, token_losses
 from luban.models.rope import Llama3Scaling
 from luban.recipe import DecoderModel, LanguageModelRecipe, settled
 from luban.tasks.base import Choice, Evaluation, Machine
-from luban.tasks.text_budget import choose, expected_loss, text_of
+from luban.tasks.text_budget import FITTED_STEPS, choose, expected_loss, text_of
 from luban.tasks.text_generation import generate_text
 
 LanguageModule = Decoder | GPT2
@@ -181,8 +181,14 @@ class LanguageModel:
         return self.tokenizer.token(token) or "" if end else self.tokenizer.decode([token])
 
     def expected(self, tokens: int) -> dict[str, float]:
-        """Return the nats per character that models of this shape reached on such text after so many tokens."""
-        if self._started or self.settings.model.layout == "gpt2":
+        """Return the nats per character that models of this shape reached on such text after so many tokens.
+
+        Nothing for what the law was not fitted to: other optimizers, GPT-2, models that begin trained, and runs of
+        few steps.
+        """
+        steps = tokens // (self._batch * self._length)
+        fitted = self.settings.train.optimizer == "muon" and steps >= FITTED_STEPS
+        if self._started or self.settings.model.layout == "gpt2" or not fitted:
             return {}
         config = self.model.config
         text = text_of(self.data)

@@ -28,6 +28,8 @@ LADDER = (
 """Blocks and width; up to (5, 256) they were fitted, above they follow the same proportions."""
 LAW = (0.4906, 0.2544, 0.126, 0.1728, 0.3857, 10.31)
 """Constants of `loss_law`, as `benchmarks/scaling.py fit` prints them."""
+FITTED_STEPS = 200
+"""The runs that the law was fitted to have this many steps and more; shorter ones have hardly begun."""
 MOST_EPOCHS = 40.0
 """How often a text is read at most: beyond it nothing is gained, and memorising costs."""
 COUNTED_TOKENS = 500_000

@@ -21,7 +21,7 @@ from luban.models.layouts import new_module, read_config
 from luban.recipe import LanguageModelRecipe, Recipe
 from luban.run import Run
 from luban.signals import StopRequest
-from luban.tasks.base import Choice, Task
+from luban.tasks.base import Task
 from luban.training.parallel import Plan
 from luban.verbs.decisions import (
     data_bytes_of,
@@ -71,47 +71,78 @@ def begin(run: Run, recipe: Recipe, ranks: Plan, *, resuming: bool, stop: StopRe
         data = open_data(run, recipe, kind, resuming=True, stop=stop.check, show=show)
         ranks.wait()
         plan = run.read_plan()
-        recipe = _as_chosen(recipe, plan)
-        task = _build(kind, recipe, data, start)
-        return Begun(recipe, task, data, measure_machine(task, plan["dtype"]), plan)
+        task = _build(kind, _as_chosen(recipe, plan), data, start)
+        return Begun(_as_chosen(recipe, plan), task, data, measure_machine(task, plan["dtype"]), plan)
     started = time.monotonic()
     data = open_data(run, recipe, kind, resuming=resuming, stop=stop.check, show=show)
     prepared = time.monotonic() - started
     ranks.wait()
     set_threads()
-    decided = run.plan.is_file()
-    chosen: dict[str, Choice] = {}
-    if decided:
-        recipe = _as_chosen(recipe, run.read_plan())
+    if run.plan.is_file():
+        begun = _again(run, recipe, kind, data, start, show)
     else:
-        recipe, chosen = settle(recipe, kind, data, start)
+        begun = _decided(run, recipe, kind, data, start, ranks=ranks.ranks, stop=stop, show=show)
+    stop.check()
+    if begun.recipe != recipe:
+        write_json(run.recipe, begun.recipe.model_dump(mode="json"), run.fs)
+    ranks.wait()
+    return dataclasses.replace(begun, preparation_seconds=prepared)
+
+
+def _again(
+    run: Run, recipe: Recipe, kind: type[Task], data: Prepared, start: LoadedModel | None, show: Show
+) -> Begun:
+    """Do as was decided when the run began."""
+    plan = run.read_plan()
+    recipe = _as_chosen(recipe, plan)
     task = _build(kind, recipe, data, start)
-    machine = measure_machine(task, run.read_plan()["dtype"] if decided else recipe.train.dtype)
-    if decided:
-        machine = dataclasses.replace(machine, why="as when the run began")
+    machine = dataclasses.replace(measure_machine(task, plan["dtype"]), why="as when the run began")
+    show.line(machine.first_line())
+    write_json(run.machine, machine.as_json(), run.fs)
+    _tell_model(show, plan)
+    if machine.threads != plan["threads"]:
+        show.line(
+            f"threads differ from when the run began ({plan['threads']}): results may differ in the last bits"
+        )
+    return Begun(recipe, task, data, machine, plan)
+
+
+def _decided(
+    run: Run,
+    recipe: Recipe,
+    kind: type[Task],
+    data: Prepared,
+    start: LoadedModel | None,
+    *,
+    ranks: int,
+    stop: StopRequest,
+    show: Show,
+) -> Begun:
+    """Settle the recipe, rehearse, decide, and write plan.json."""
+    recipe, chosen = settle(recipe, kind, data, start)
+    task = _build(kind, recipe, data, start)
+    machine = measure_machine(task, recipe.train.dtype)
     stop.check()
     show.line(machine.first_line())
     write_json(run.machine, machine.as_json(), run.fs)
-    if not decided:
-        show.stage("rehearsing", 0.0)
-        own_bytes = data_bytes_of(data, run.data)
-        decisions = decide(
-            task,
-            recipe.train,
-            machine,
-            run.folder,
-            ranks=ranks.ranks,
-            data_bytes=own_bytes,
-            stop=stop,
-            fs=run.fs,
-        )
-        show.clear()
-        write_json(run.plan, plan_of(decisions, task, data, run.data, chosen, ranks.ranks), run.fs)
-    plan = run.read_plan()
-    write_json(run.recipe, recipe.model_dump(mode="json"), run.fs)
-    _tell(show, plan, machine, began=not decided)
-    ranks.wait()
-    return Begun(recipe, task, data, machine, plan, prepared)
+    show.stage("rehearsing", 0.0)
+    decisions = decide(
+        task,
+        recipe.train,
+        machine,
+        run.folder,
+        ranks=ranks,
+        data_bytes=data_bytes_of(data, run.data),
+        stop=stop,
+        fs=run.fs,
+    )
+    show.clear()
+    plan = plan_of(decisions, task, data, run.data, chosen, ranks)
+    write_json(run.plan, plan, run.fs)
+    tell_chosen(show, plan["chosen"])
+    _tell_model(show, plan)
+    tell_expected(show, plan["predicted"])
+    return Begun(recipe, task, data, machine, plan)
 
 
 def with_its_tokenizer(recipe: Recipe) -> Recipe:
@@ -149,15 +180,6 @@ def _start_model(run: Run, recipe: Recipe, *, resuming: bool) -> LoadedModel | N
     return load_model(model_folder_of(Path(start)))
 
 
-def _tell(show: Show, plan: Mapping[str, Any], machine: MachineReport, *, began: bool) -> None:
-    """Say what was decided."""
-    if began:
-        tell_chosen(show, plan["chosen"])
+def _tell_model(show: Show, plan: Mapping[str, Any]) -> None:
     compiled = f"compile {'on' if plan['compile'] else 'off'} ({plan['compile_why']})"
     show.line(f"model: {short(plan['parameters'])} parameters; {compiled}")
-    if began:
-        tell_expected(show, plan["predicted"])
-    elif machine.threads != plan["threads"]:
-        show.line(
-            f"threads differ from when the run began ({plan['threads']}): results may differ in the last bits"
-        )
