@@ -3,7 +3,8 @@
     python benchmarks/plan.py [--only NAME ...] [--out benchmarks/results/plan.json]
 
 Each case is planned in one process and trained in another, one after the other, on data that comes with luban. The
-ratio is measured over predicted. Time is judged on budgets of steps, tokens on budgets of minutes.
+ratio is measured over predicted. Time is judged on budgets of steps, tokens on budgets of minutes. Cases that `--only`
+leaves out stay in the results as they are.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def case(shared: Path, recipe: str, *given: str) -> dict:
         planned = luban("plan", *ready, "--out", folder)
         trained = luban("train", *ready, "--out", f"{folder}/run")
     predicted, measured = flat(planned["plan"]["predicted"]), flat(trained["measured"])
-    ratios = {n: measured[n] / predicted[n] for n in JUDGED if predicted.get(n) and measured.get(n)}
+    judged = [n for n in JUDGED if n != ("seconds" if timed else "tokens")]
+    ratios = {n: measured[n] / predicted[n] for n in judged if predicted.get(n) and measured.get(n)}
     return {
         "arguments": arguments,
         "parameters": planned["plan"]["parameters"],
@@ -99,7 +101,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(CASES))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "plan.json")
     options = parser.parse_args()
-    rows = {}
+    rows = json.loads(options.out.read_text())["cases"] if options.out.is_file() else {}
     print(
         f"{'measured / predicted':26}{'parameters':>11}{'seconds':>9}{'tokens':>8}{'memory':>8}{'disk':>7}{'loss':>7}"
     )
@@ -119,6 +121,7 @@ def main() -> None:
         if errors:
             summary[n] = {"median": round(statistics.median(errors), 4), "worst": round(max(errors), 4)}
             print(f"{n:20} off by {summary[n]['median']:.1%} (median), {summary[n]['worst']:.1%} (worst)")
+    rows = {name: rows[name] for name in CASES if name in rows}
     result = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "summary": summary, "cases": rows}
     options.out.write_text(json.dumps(result, indent=2) + "\n")
 

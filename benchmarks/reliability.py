@@ -61,7 +61,9 @@ SWEEPS = (
     Sweep("corruption", "checkpoints damaged, power cut, clocks wrong", 0.5, "corruption"),
     Sweep("determinism", "the same run or order twice", 0.1, "determinism"),
     Sweep("interruptions", "signals in every phase of the work", 0.1, "interruptions"),
-    Sweep("hostile", "hostile files opened", 0.1, "hostile"),
+    Sweep("nonfinite", "numbers that are none, and spikes, put into a step", 0.1, "nonfinite"),
+    Sweep("shortages", "memory that runs out in a step", 0.05, "shortages"),
+    Sweep("hostile", "hostile files opened", 0.3, "hostile"),
     Sweep("fuzz", "mutated files read", 0, "fuzz"),
 )
 
