@@ -11,7 +11,6 @@ from luban.recipe import LanguageModelRecipe
 from luban.tasks.base import Machine
 from luban.tasks.text_budget import (
     LADDER,
-    MOST_EPOCHS,
     Shape,
     Text,
     batch_of,
@@ -48,29 +47,40 @@ def test_the_law_of_speed_gives_back_steps_that_were_measured(
     tokens=st.integers(50_000, 50_000_000),
     ngram=st.floats(1.0, 7.0),
 )
-def test_more_tokens_or_more_text_never_cost_loss(rung: tuple[int, int], tokens: int, ngram: float) -> None:
-    text = replace(TEXT, ngram=ngram)
+def test_new_text_never_costs_loss_and_learning_by_heart_does(
+    rung: tuple[int, int], tokens: int, ngram: float
+) -> None:
     layers, width = rung
-    now = expected_loss(text, layers=layers, width=width, tokens=tokens)
-    assert expected_loss(text, layers=layers, width=width, tokens=2 * tokens) <= now
+    endless = replace(TEXT, ngram=ngram, tokens=10**12)
+    now = expected_loss(endless, layers=layers, width=width, tokens=tokens)
+    assert expected_loss(endless, layers=layers, width=width, tokens=2 * tokens) <= now
+    text = replace(TEXT, ngram=ngram)
     larger = replace(text, tokens=2 * text.tokens)
-    assert expected_loss(larger, layers=layers, width=width, tokens=tokens) <= now + 1e-9
+    once = expected_loss(text, layers=layers, width=width, tokens=tokens)
+    assert expected_loss(larger, layers=layers, width=width, tokens=tokens) <= once + 1e-9
+    thousand_times = expected_loss(text, layers=layers, width=width, tokens=1000 * text.tokens)
+    assert thousand_times > expected_loss(text, layers=layers, width=width, tokens=4 * text.tokens)
 
 
 @limits(max_examples=30)
 @given(minutes=st.floats(0.5, 600), more=st.floats(1.0, 20.0))
-def test_a_larger_budget_or_a_faster_machine_buys_no_smaller_model(minutes: float, more: float) -> None:
+def test_a_larger_budget_or_a_faster_machine_never_buys_less(minutes: float, more: float) -> None:
     little = best(offers(recipe(minutes=minutes), TEXT, LAPTOP))
     much = best(offers(recipe(minutes=minutes * more), TEXT, LAPTOP))
     faster = best(offers(recipe(minutes=minutes), TEXT, replace(LAPTOP, peak_flops=more * LAPTOP.peak_flops)))
-    assert much.shape.width >= little.shape.width
-    assert faster.shape.width >= little.shape.width
-    assert much.loss <= little.loss + 1e-9
+    # The smallest within a thousandth is taken, so a plateau may step back by one rung.
+    assert much.loss <= little.loss * 1.005
+    assert faster.loss <= little.loss * 1.005
+    endless = replace(TEXT, tokens=10**12)
+    rungs = [best(offers(recipe(minutes=m), endless, LAPTOP)).shape.width for m in (minutes, minutes * more)]
+    assert rungs[0] <= rungs[1]
 
 
 def test_a_small_text_is_not_read_for_ever() -> None:
     for offer in offers(recipe(minutes=600), TEXT, LAPTOP):
-        assert offer.tokens <= MOST_EPOCHS * TEXT.tokens
+        assert offer.tokens <= 40 * TEXT.tokens
+    chosen = best(offers(recipe(minutes=600), TEXT, LAPTOP))
+    assert chosen.seconds < 0.1 * 60 * 600
 
 
 @given(

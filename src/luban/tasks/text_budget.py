@@ -26,17 +26,13 @@ LADDER = (
     (16, 1024), (20, 1280), (24, 1536), (24, 2048),
 )  # fmt: skip
 """Blocks and width; up to (5, 256) they were fitted, above they follow the same proportions."""
-LAW = (0.4906, 0.2544, 0.126, 0.1728, 0.3857, 10.31)
+LAW = (0.4968, 0.2546, 0.128, 0.1654, 0.4258, 10.71, 4.254e-05)
 """Constants of `loss_law`, as `benchmarks/scaling.py fit` prints them."""
 FITTED_STEPS = 200
 """The runs that the law was fitted to have this many steps and more; shorter ones have hardly begun."""
-MOST_EPOCHS = 40.0
-"""How often a text is read at most: beyond it nothing is gained, and memorising costs."""
 COUNTED_TOKENS = 500_000
 """How much of a text the n-gram model counts: enough to tell texts apart, in a second."""
-_WEIGHTS_PER_TOKEN, _EXCESS_WORTH = 1.0, 5.3
-"""Our best runs have about as many weights as different tokens; the fading is Muennighoff et al.'s."""
-_NEAR = 1.001
+_NEAR, _FEWER = 1.001, 0.94
 _PIECE_TOKENS = 4096
 _MEMORY_SHARE = 0.7
 _BYTES_PER_WEIGHT = 20.0
@@ -124,23 +120,21 @@ def loss_law(constants: Sequence[float], text: Text, layers: int, width: int, to
 
     The form is that of J. Hoffmann et al., "Training compute-optimal large language models" (2022): a floor, a term
     of the model's size and a term of the data's, here in units of what an n-gram model reaches on the same text.
-    Repeated tokens are worth less than new ones, and weights beyond what a text supports less than the first, after
-    N. Muennighoff et al., "Scaling data-constrained language models" (2023).
+    Repeated tokens are worth less than new ones, after N. Muennighoff et al., "Scaling data-constrained language
+    models" (2023). A last term is of our own runs: many weights that see few tokens often learn them by heart, and
+    what that costs grows with the square of weights times tokens seen over the square of the text's tokens.
 
     Arguments:
-        constants: floor; factor and power of the size; factor and power of the data; how many repeats a text is worth.
+        constants: floor; factor and power of the size; factor and power of the data; how many repeats a text is worth;
+            factor of learning by heart.
     """
-    floor, size, size_power, data, data_power, worth = constants
+    floor, size, size_power, data, data_power, worth, by_heart = constants
     weights = 12.0 * layers * float(width) ** 2 + text.vocab_size * width
-    useful = _worth(weights, _WEIGHTS_PER_TOKEN * text.tokens, _EXCESS_WORTH) / 1e6
-    fresh = _worth(tokens, text.tokens, worth) / 1e6
-    return float(text.ngram * (floor + size * useful**-size_power + data * fresh**-data_power))
-
-
-def _worth(amount: float, first: float, worth: float) -> float:
-    """Return what an amount is worth when all beyond `first` fades out and comes to `worth` times `first` at most."""
-    excess = max(0.0, amount / first - 1.0)
-    return min(amount, first) - first * worth * math.expm1(-excess / worth)
+    repeats = max(0.0, tokens / text.tokens - 1.0)
+    fresh = (min(tokens, text.tokens) - text.tokens * worth * math.expm1(-repeats / worth)) / 1e6
+    memorised = weights * tokens / float(text.tokens) ** 2
+    loss = floor + size * (weights / 1e6) ** -size_power + data * fresh**-data_power + by_heart * memorised**2
+    return float(text.ngram * loss)
 
 
 def step_seconds(shape: Shape, vocab_size: int, peak_flops: float) -> float:
@@ -234,13 +228,13 @@ def choose(
         "train.batch": shape.batch,
         "train.learning_rate": offer.learning_rate,
     }
-    why = _why(recipe, text, machine, offer)
-    chosen = {key: Choice(values[key], why) for key, value in open_keys.items() if value is None}
+    why = _why(recipe, text, machine, offer, started=start is not None)
+    chosen = {key: Choice(values[key], why[key]) for key, value in open_keys.items() if value is None}
     if train.minutes is not None and offer.seconds < 0.9 * 60.0 * train.minutes:
         chosen["train.tokens"] = Choice(
             offer.tokens,
-            f"{MOST_EPOCHS:.0f} times through {text.tokens:,} tokens is all that helps, and ends before "
-            f"{train.minutes:g} minutes; more text would use them",
+            f"{offer.tokens / text.tokens:.2g} times through {text.tokens:,} tokens is all that helps, then they are "
+            f"learnt by heart: about {offer.seconds / 60.0:.2g} of {train.minutes:g} minutes; more text would use them",
         )
     return chosen
 
@@ -290,15 +284,20 @@ def _offer(recipe: LanguageModelRecipe, text: Text, machine: Machine, layers: in
 
 
 def _tokens(recipe: LanguageModelRecipe, text: Text, shape: Shape, step: float) -> int:
-    """Return how many tokens the budget is; of a text, no more than reading it often enough."""
+    """Return how many tokens the budget is; of minutes, no more than lower the expected loss."""
     train = recipe.train
     if train.tokens is not None:
         return train.tokens
     if train.steps is not None:
         return train.steps * shape.step_tokens
     assert train.minutes is not None, "a recipe has a budget"
-    within = 60.0 * train.minutes / step * shape.step_tokens
-    return max(1, int(min(within, MOST_EPOCHS * text.tokens)))
+    within = max(1, int(60.0 * train.minutes / step * shape.step_tokens))
+    once = min(within, text.tokens)
+    parts = math.ceil(math.log(within / once) / -math.log(_FEWER))
+    return min(
+        (max(once, int(within * _FEWER**part)) for part in range(parts + 1)),
+        key=lambda tokens: expected_loss(text, layers=shape.layers, width=shape.width, tokens=tokens),
+    )
 
 
 def _for_tokens(recipe: LanguageModelRecipe, text: Text, machine: Machine) -> Offer:
@@ -338,9 +337,11 @@ def _memory(shape: Shape, vocab_size: int) -> float:
     return _BYTES_PER_WEIGHT * weights + activations
 
 
-def _why(recipe: LanguageModelRecipe, text: Text, machine: Machine, offer: Offer) -> str:
-    """Say in one sentence what the choice rests on."""
-    train = recipe.train
+def _why(
+    recipe: LanguageModelRecipe, text: Text, machine: Machine, offer: Offer, *, started: bool
+) -> dict[str, str]:
+    """Say of each key in one sentence what its choice rests on."""
+    train, shape = recipe.train, offer.shape
     budget = (
         f"{train.minutes:g} minutes at {machine.peak_flops / 1e9:.0f} GFLOP/s"
         if train.minutes is not None
@@ -350,7 +351,19 @@ def _why(recipe: LanguageModelRecipe, text: Text, machine: Machine, offer: Offer
     )
     times = offer.tokens / max(1, text.tokens)
     loss = offer.loss * text.tokens_per_character
-    return (
+    size = (
         f"least expected loss for {budget} on this text of {text.tokens:,} tokens: about {offer.tokens:,} tokens seen "
         f"({times:.2g} times through), {loss:.2f} nats per character"
     )
+    kind = train.optimizer
+    rate = f"fitted: {kind} learns best at a rate that falls with the width, here {shape.width}"
+    return {
+        "model.layers": size,
+        "model.width": size,
+        "model.heads": size,
+        "data.length": "what the model it starts from reads"
+        if started
+        else f"enough for about {offer.tokens:,} tokens of training and documents of {text.document_tokens:,.0f}",
+        "train.batch": f"steps of {shape.step_tokens:,} tokens: in so short a training many small steps learn most",
+        "train.learning_rate": f"a third of what a new model gets ({rate})" if started else rate,
+    }

@@ -159,13 +159,14 @@ def plan_of(
 
 
 def tell_chosen(show: Show, chosen: Mapping[str, Any]) -> None:
-    """Say what was chosen, in a line for all and one for each reason."""
+    """Say what was chosen, and why this shape; `luban plan` and the report give every reason."""
     if not chosen:
         return
     values = ", ".join(f"{key.split('.')[1].replace('_', ' ')} {c['value']:g}" for key, c in chosen.items())
     show.line(f"chosen: {values}")
-    for why in dict.fromkeys(c["why"] for c in chosen.values()):
-        show.line(f"  {why}")
+    shape = next((c["why"] for key, c in chosen.items() if key.startswith("model.")), None)
+    if shape:
+        show.line(f"  {shape}")
 
 
 def tell_expected(show: Show, predicted: Mapping[str, Any]) -> None:
