@@ -72,8 +72,13 @@ def test_a_larger_budget_or_a_faster_machine_never_buys_less(minutes: float, mor
     assert much.loss <= little.loss * 1.005
     assert faster.loss <= little.loss * 1.005
     endless = replace(TEXT, tokens=10**12)
-    rungs = [best(offers(recipe(minutes=m), endless, LAPTOP)).shape.width for m in (minutes, minutes * more)]
-    assert rungs[0] <= rungs[1]
+    ladder = [width for _, width in LADDER]
+    rungs = [
+        ladder.index(best(offers(recipe(minutes=m), endless, LAPTOP)).shape.width)
+        for m in (minutes, minutes * more)
+    ]
+    # One rung back is possible where steps double: among shapes within a thousandth the smallest is taken.
+    assert rungs[0] <= rungs[1] + 1
 
 
 def test_a_small_text_is_not_read_for_ever() -> None:

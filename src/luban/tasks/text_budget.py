@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -87,8 +88,9 @@ class Offer:
     loss: float
 
 
+@lru_cache(maxsize=1)
 def text_of(data: Prepared) -> Text:
-    """Measure a prepared text; takes a second or two."""
+    """Measure a prepared text; takes a second or two, so the choice and the forecast of a run share it."""
     train, held_out = data.train, data.validation
     asked, counted = _spread(held_out), _spread(train)
     known = min(len(asked), len(counted)) >= MOST_TOKENS
