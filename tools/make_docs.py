@@ -18,6 +18,7 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
+from luban import tasks
 from luban.cli import luban
 from luban.recipe import Interval, LanguageModelRecipe, Section
 from luban.recipe_reader import shipped
@@ -27,6 +28,9 @@ PAGE = ROOT / "docs" / "recipes.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
 COUNTS = ROOT / "benchmarks" / "results" / "reliability.json"
 BEFORE_COUNTS, AFTER_COUNTS = "from benchmarks/results/reliability.json -->\n", "<!-- end of counts -->"
+TASKS = ROOT / "docs" / "tasks"
+BEFORE_KEYS, AFTER_KEYS = "<!-- Written by tools/make_docs.py -->\n", "<!-- end of keys -->"
+TASK_SECTIONS = ("data", "data.augment", "model", "objective", "evaluate")
 SECTIONS = (
     ("The whole", LanguageModelRecipe, ""),
     ("data", LanguageModelRecipe, "data"),
@@ -34,6 +38,7 @@ SECTIONS = (
     ("model", LanguageModelRecipe, "model"),
     ("model.rope_scaling", LanguageModelRecipe, "model.rope_scaling"),
     ("train", LanguageModelRecipe, "train"),
+    ("train.groups", LanguageModelRecipe, "train.groups"),
     ("evaluate", LanguageModelRecipe, "evaluate"),
     ("about", LanguageModelRecipe, "about"),
 )
@@ -61,8 +66,8 @@ train:
   minutes: 10
 ```
 
-- Exactly one budget is given: `train.minutes`, `train.tokens` or `train.steps`. A budget on the command line
-  takes the place of the recipe's own.
+- Exactly one budget is given: `train.minutes`, `train.epochs`, `train.tokens` or `train.steps`. A budget on
+  the command line takes the place of the recipe's own.
 - On the command line a value is read as YAML: `data.source='[a.txt, b.txt]'`, `train.clip=null`,
   `train.learning_rate=1e-3`.
 - An unknown key or a wrong value ends with exit code 2 and says where it stands, what was received, what is
@@ -78,7 +83,9 @@ def page() -> str:
     for title, schema, path in SECTIONS:
         parts.append(_section(title, _follow(schema, path)))
     parts.append("## Verbs\n")
-    parts += [_verb(name, command) for name, command in luban.commands.items()]
+    for name, command in luban.commands.items():
+        inner = command.commands.items() if isinstance(command, click.Group) else [("", command)]
+        parts += [_verb(f"{name} {sub}".strip(), each) for sub, each in inner]
     return "\n".join(parts)
 
 
@@ -89,6 +96,28 @@ def reliability_page() -> str:
     rows = [_sweep(sweep) for sweep in json.loads(COUNTS.read_text("utf-8"))["sweeps"]]
     head = ("tried", "times", "outcomes", "promises broken", "seconds", "command")
     return before + BEFORE_COUNTS + _table(head, rows) + AFTER_COUNTS + after
+
+
+def task_pages() -> dict[Path, str]:
+    """Return the page of each task with the keys of its recipe in it."""
+    pages = {}
+    for path in sorted(TASKS.glob("*.md")):
+        recipe = tasks.find(path.stem).recipe
+        before, _, rest = path.read_text("utf-8").partition(BEFORE_KEYS)
+        _, _, after = rest.partition(AFTER_KEYS)
+        sections = [_section(name, _follow(recipe, name)) for name in TASK_SECTIONS if _has(recipe, name)]
+        pages[path] = before + BEFORE_KEYS + "\n".join(sections) + AFTER_KEYS + after
+    return pages
+
+
+def _has(schema: type[Section], path: str) -> bool:
+    """Say whether a dotted path leads to a section."""
+    for name in path.split("."):
+        if name not in schema.model_fields:
+            return False
+        options = _options(schema.model_fields[name].annotation)
+        schema = next((option for option in options if _is_section(option)), Section)
+    return schema is not Section
 
 
 def _sweep(sweep: Mapping[str, Any]) -> tuple[str, ...]:
@@ -109,7 +138,9 @@ def _shipped() -> Iterator[str]:
 def _follow(schema: type[Section], path: str) -> type[Section]:
     """Return the section at a dotted path."""
     for name in filter(None, path.split(".")):
-        schema = next(o for o in _options(schema.model_fields[name].annotation) if _is_section(o))
+        options = _options(schema.model_fields[name].annotation)
+        inside = [part for option in options for part in (option, *typing.get_args(option))]
+        schema = next(part for part in inside if _is_section(part))
     return schema
 
 
@@ -143,6 +174,8 @@ def _words(option: Any, bounds: str) -> str:
         return f"list of {_words(inside[0], '')}"
     if origin is tuple:
         return f"list of {len(inside)}: {_words(inside[0], '')}"
+    if origin is dict:
+        return f"object of {_words(inside[1], '')}"
     if option is Interval:
         return "steps or a time"
     if _is_section(option):
@@ -247,3 +280,5 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     RELIABILITY.write_text(reliability_page(), encoding="utf-8")
+    for path, text in task_pages().items():
+        path.write_text(text, encoding="utf-8")

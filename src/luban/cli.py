@@ -8,14 +8,16 @@ from typing import Any
 
 import click
 
-from luban import __version__, cli_plan, cli_runs
-from luban.cli_answers import print_json, tell_trained, verb
+from luban import __version__, cli_plan, cli_runs, cli_tasks
+from luban.cli_answers import print_json, tell_trained, told, verb
+
+_UNITS = ("documents", "tokens", "rows")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="luban")
 def luban() -> None:
-    """Build real language models on the machine you have.
+    """Build real models on the machine you have: text, pictures, tables, translation.
 
     \b
     First steps:
@@ -56,121 +58,128 @@ def train(
             print_json({**outcome.result, "run": str(outcome.folder)})
 
 
-@luban.command(short_help="Measure a model on text.")
+@luban.command(short_help="Measure a model on data.")
 @click.argument("folder", metavar="MODEL_OR_RUN")
 @click.option(
     "--data",
     metavar="FILE",
     multiple=True,
-    help="Text to measure on; may be given several times.  [default: the run's held-out text]",
+    help="Data to measure on; may be given several times.  [default: the run's held-out data]",
 )
-@click.option("--text", default="text", show_default=True, help="The column of the text in tables.")
+@click.option("--text", help="Of a language model: the column of the text in tables.  [default: text]")
 @click.option(
     "--document",
     type=click.Choice(["auto", "file", "passage", "line"]),
-    help="What a document of plain text is.",
+    help="Of a language model: what a document of plain text is.",
 )
-@click.option("--length", type=click.IntRange(min=2), help="Context in tokens.")
+@click.option("--length", type=click.IntRange(min=2), help="Of a language model: context in tokens.")
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
-    help="How far the context moves; smaller gives tokens more context.",
+    help="Of a language model: how far the context moves; smaller gives tokens more context.",
 )
 @click.option(
     "--bootstrap",
     type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Resamples of the intervals.",
+    help="Resamples of the intervals.  [default: 1000]",
 )
 @verb
 def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Measure a model on text: loss, perplexity, bits per byte, each with a 95 % interval."""
+    """Measure a model on data: the figures of its task, each with a 95 % interval."""
     from luban.console import Show
     from luban.verbs.evaluate import evaluate as run
 
     evaluation = run(folder, list(data) or None, show=Show(), **options)
     for name, value in evaluation.figures.items():
-        low, high = evaluation.intervals[name]
-        click.echo(f"{name.replace('_', ' '):20} {value:10.4f}   [{low:.4f}, {high:.4f}]", err=as_json)
-    counts = evaluation.counts
+        low, high = evaluation.intervals.get(name, (value, value))
+        around = f"   [{low:.4f}, {high:.4f}]" if high > low else ""
+        click.echo(f"{name.replace('_', ' '):20} {value:10.4f}{around}", err=as_json)
     click.echo(
-        f"on {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes",
-        err=as_json,
+        "on " + ", ".join(f"{count:,} {unit}" for unit, count in evaluation.counts.items()), err=as_json
     )
     if as_json:
         print_json({"status": "done", **evaluation.as_json()})
 
 
-@luban.command(short_help="Continue prompts.")
+@luban.command(short_help="Answer rows: continue prompts, tell labels, translate.")
 @click.argument("folder", metavar="MODEL_OR_RUN")
-@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.argument("rows", nargs=-1, metavar="[ROW]...")
 @click.option(
     "--input",
     "source",
     metavar="FILE",
-    help="Prompts, one per line, or .jsonl with prompt or text; - is standard input.",
+    help="Rows in a file or folder of the task's formats, or one per line; - is standard input.",
 )
-@click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Of a language model.  [default: 200]")
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0.0),
-    default=0.8,
-    show_default=True,
-    help="0 takes the likeliest token.",
+    help="Of a language model; 0 takes the likeliest token.  [default: 0.8]",
 )
-@click.option("--top-k", type=click.IntRange(min=1), help="Draw from the k likeliest tokens.")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), help="Of a language model: draw from the k likeliest tokens."
+)
 @click.option(
     "--top-p",
     type=click.FloatRange(min=0.0, max=1.0, min_open=True),
-    help="Draw from the likeliest tokens that make up p.",
+    help="Of a language model: draw from the likeliest tokens that make up p.",
 )
 @click.option(
     "--min-p",
     type=click.FloatRange(min=0.0, max=1.0),
-    help="Drop tokens less likely than p times the likeliest.",
+    help="Of a language model: drop tokens less likely than p times the likeliest.",
 )
 @click.option(
-    "--repetition-penalty", type=click.FloatRange(min=0.0, min_open=True), default=1.0, show_default=True
+    "--repetition-penalty", type=click.FloatRange(min=0.0, min_open=True), help="Of a language model."
 )
-@click.option("--stop", multiple=True, help="End where this text comes; may be given several times.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--stop", multiple=True, help="Of a language model: end where this text comes.")
+@click.option("--seed", type=int, help="Of a language model.  [default: 0]")
+@click.option("--beam", type=click.IntRange(min=1), help="Of translation: hypotheses kept.")
 @verb
-def predict(folder: str, prompts: tuple[str, ...], source: str | None, as_json: bool, **options: Any) -> None:
-    """Continue prompts, from arguments, a file or standard input. With --json, one line per prompt."""
-    given: Any = sys.stdin if source == "-" or (source is None and not prompts) else source
+def predict(folder: str, rows: tuple[str, ...], source: str | None, as_json: bool, **options: Any) -> None:
+    """Answer rows, from arguments, a file, a folder or standard input. With --json, one line per row.
+
+    \b
+    A row is what the model's task reads: a prompt or a text, an object with the columns of a table
+    ('{"age": 39, ...}'), the path of a picture.
+    """
+    given: Any = sys.stdin if source == "-" or (source is None and not rows) else source
     if given is sys.stdin and sys.stdin.isatty() and source is None:
-        raise click.UsageError("give a prompt, or --input FILE")
-    settings = {**options, "stop": list(options["stop"])}
-    if len(prompts) == 1 and given is None and not as_json:
-        _stream(folder, prompts[0], settings)
+        raise click.UsageError("give a row, or --input FILE")
+    settings = {name: value for name, value in options.items() if value is not None and value != ()}
+    if len(rows) == 1 and given is None and not as_json and _stream(folder, rows[0], settings):
         return
     from luban.verbs.predict import predict as run
+    from luban.verbs.predict import row_of_line
 
     any_answer = False
-    for answer in run(folder, prompts, source=given, **settings):
+    for answer in run(folder, [row_of_line(row) for row in rows], source=given, **settings):
         any_answer = True
         if as_json:
             print_json(answer)
         elif "error" in answer:
             click.echo(f"row {answer['row']}: {answer['error']}", err=True)
         else:
-            click.echo(answer["prompt"] + answer["text"] + "\n")
+            click.echo(told(answer))
     if not any_answer:
         from luban.errors import InputError
 
-        raise InputError("there is no prompt", fix='luban predict MODEL "a prompt", or --input FILE')
+        raise InputError("there is no row", fix='luban predict MODEL "a text", or --input FILE')
 
 
-def _stream(folder: str, prompt: str, settings: Mapping[str, Any]) -> None:
-    """Print one answer as it is made."""
+def _stream(folder: str, prompt: str, settings: Mapping[str, Any]) -> bool:
+    """Print a language model's answer as it is made; False for a model that answers at once."""
     from luban.verbs.load import load
 
+    model = load(folder)
+    if not hasattr(model, "stream"):
+        return False
     click.echo(prompt, nl=False)
-    for piece in load(folder).stream(prompt, **settings):
+    for piece in model.stream(prompt, **{"temperature": 0.8, **settings}):
         click.echo(piece, nl=False)
         sys.stdout.flush()
     click.echo()
+    return True
 
 
 @luban.command(short_help="Clean, tokenise and pack data for later runs.")
@@ -179,15 +188,16 @@ def _stream(folder: str, prompt: str, settings: Mapping[str, Any]) -> None:
 @click.option("--out", metavar="DIR", required=True, help="The folder to make.")
 @verb
 def prepare(recipe: str, overrides: tuple[str, ...], out: str, as_json: bool) -> None:
-    """Clean, tokenise and pack a recipe's data into DIR; runs share it with data.source=DIR."""
+    """Clean, tokenise and pack a recipe's data into DIR; runs share it with data.source=DIR (data.train=DIR)."""
     from luban.console import Show, short
     from luban.verbs.prepare import prepare as run
 
     report = run(recipe, *overrides, out=out, show=Show())
     split = report["split"]
-    for name in ("train", "validation"):
-        part = split[name]
-        click.echo(f"{name:12}{short(part['documents'])} documents, {short(part['tokens'])} tokens", err=True)
+    for name in ("train", "validation", "test"):
+        counts = {unit: count for unit, count in split.get(name, {}).items() if unit in _UNITS}
+        if any(counts.values()):
+            click.echo(f"{name:12}" + ", ".join(f"{short(n)} {unit}" for unit, n in counts.items()), err=True)
     bad = report["bad_rows"]["total"]
     click.echo(f"{'bad rows':12}{bad}{'; see ' + out + '/report.json' if bad else ''}", err=True)
     if as_json:
@@ -245,6 +255,9 @@ def quickstart(minutes: float, text: str | None, language: str, out: str | None,
 
 for command in (
     cli_plan.plan,
+    cli_plan.rates,
+    cli_tasks.new,
+    cli_tasks.export,
     cli_runs.runs,
     cli_runs.resume,
     cli_runs.compare,

@@ -74,7 +74,30 @@ def print_json(value: Mapping[str, Any]) -> None:
     click.echo(line)
 
 
-def tell_trained(folder: str, result: Mapping[str, Any], prompt: str) -> None:
+def told(answer: Mapping[str, Any]) -> str:
+    """Return an answer as a person reads it: text on from the prompt, or each of its values.
+
+    Example:
+        >>> told({"row": 0, "label": "good", "probabilities": {"good": 0.9, "bad": 0.1}})
+        'good   good 0.900, bad 0.100'
+    """
+    if "prompt" in answer:
+        return f"{answer['prompt']}{answer['text']}\n"
+    parts = []
+    for name, value in answer.items():
+        if name == "row":
+            continue
+        if isinstance(value, Mapping):
+            value = ", ".join(
+                f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
+            )
+        elif isinstance(value, list):
+            value = " ".join(map(str, value))
+        parts.append(f"{value:.6g}" if isinstance(value, float) else str(value))
+    return "   ".join(parts)
+
+
+def tell_trained(folder: str, result: Mapping[str, Any], prompt: str | None) -> None:
     """Say on stderr what a finished run came to, where it lies, and what can be done with it."""
     if not result:  # only the first of several processes has a result
         return
@@ -84,11 +107,13 @@ def tell_trained(folder: str, result: Mapping[str, Any], prompt: str) -> None:
     value = "not finite" if primary["value"] is None else f"{primary['value']:.4f}"
     click.echo(
         f"{primary['name']} {value} on held-out data after {result['steps']:,} steps, "
-        f"{short(result['tokens'])} tokens, {duration(result['seconds'])}",
+        f"{short(result['tokens'])} {'tokens' if result['task'] == 'language-model' else 'rows'}, "
+        f"{duration(result['seconds'])}",
         err=True,
     )
     command = "luban" if shutil.which("luban") else sys.argv[0]
     command = "python -m luban" if command.endswith("__main__.py") else command
     click.echo(f"\n  report    {folder}/report.html\n  model     {folder}/model", err=True)
-    click.echo(f"  try it    {command} predict {folder} {shlex.quote(prompt)}", err=True)
+    row = shlex.quote(prompt) if prompt is not None else "--input FILE"
+    click.echo(f"  try it    {command} predict {folder} {row}", err=True)
     click.echo(f"  measure   {command} evaluate {folder} --data FILE\n", err=True)

@@ -37,6 +37,34 @@ def plan(recipe: str, overrides: tuple[str, ...], out: str | None, as_json: bool
         click.echo(line)
 
 
+@click.command(short_help="Find learning rates that a recipe can be trained with.")
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", metavar="DIR", help="Where the run would go: its disk is tried.  [default: runs/]")
+@click.option("--steps", default=100, show_default=True, help="How many rates are tried, from 1e-6 to 1.")
+@verb
+def rates(recipe: str, overrides: tuple[str, ...], out: str | None, steps: int, as_json: bool) -> None:
+    """Find learning rates that a recipe can be trained with: the range test of Smith (2017); nothing is kept.
+
+    The rate rises from step to step on the run's own data and optimizer. Suggested is where the loss falls fastest, or
+    a tenth of where it diverges, whichever is lower.
+    """
+    from luban.console import Show
+    from luban.verbs.rates import rates as find_out
+
+    found = find_out(recipe, *overrides, out=out, steps=steps, show=Show())
+    if as_json:
+        print_json({"status": "done", **found})
+        return
+    for row in found["rows"][:: max(1, len(found["rows"]) // 20)]:
+        loss = "not finite" if row["loss"] is None else f"{row['loss']:.4g}"
+        click.echo(f"  {row['rate']:8.1e}  loss {loss}")
+    if found["suggestion"] is None:
+        click.echo(f"no suggestion: {found['why']}")
+    else:
+        click.echo(f"train.learning_rate={found['suggestion']:.2g}  ({found['why']}; now {found['now']:.2g})")
+
+
 def lines(found: Mapping[str, Any], width: int) -> Iterator[str]:
     """Lay a plan out for a terminal of that many columns."""
     for name, text in (
@@ -56,29 +84,23 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from luban.console import duration, short
 
     plan, data, recipe = found["plan"], found["data"], found["recipe"]
+    unit = "tokens" if "tokens" in data["train"] else "rows"
     predicted, rehearsal, machine = plan["predicted"], plan["rehearsal"], found["machine"]
-    train, held_out = data["train"], data["validation"]
-    yield (
-        "data",
-        f"{short(train['characters'])} characters are {short(train['tokens'])} training tokens, read "
-        f"{data['epochs']:.3g} times; {short(held_out['tokens'])} held out",
-    )
-    model = recipe.get("model", {})
-    shape = f"{model.get('layers')} layers of width {model.get('width')}, {model.get('heads')} heads, "
-    yield "model", f"{shape}{short(plan['parameters'])} parameters"
+    yield "data", _data(data)
+    yield "model", f"{_shape(recipe.get('model', {}))}{short(plan['parameters'])} parameters"
     for why in dict.fromkeys(choice["why"] for choice in plan["chosen"].values()):
         keys = ", ".join(f"{k}={c['value']:g}" for k, c in plan["chosen"].items() if c["why"] == why)
         yield "chosen", f"{keys}: {why}"
     rate = rehearsal["step_flops"] / rehearsal["step_seconds"]
     yield (
         "step",
-        f"{rehearsal['step_tokens']:,} tokens, {short(rehearsal['step_flops'])}FLOP, "
+        f"{rehearsal['step_tokens']:,} {unit}, {short(rehearsal['step_flops'])}FLOP, "
         f"{rehearsal['step_seconds']:.3g} s: {rate / machine['peak_flops']:.0%} of the "
         f"{short(machine['peak_flops'])}FLOP/s measured",
     )
     yield (
         "run",
-        f"{predicted['steps']:,} steps, {short(predicted['tokens'])} tokens, {short(predicted['flops'])}FLOP; "
+        f"{predicted['steps']:,} steps, {short(predicted['tokens'])} {unit}, {short(predicted['flops'])}FLOP; "
         f"compile {'on' if plan['compile'] else 'off'} ({plan['compile_why']})",
     )
     evaluating = predicted["seconds"] - predicted["training_seconds"]
@@ -100,6 +122,28 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
     for name, value in predicted["figures"].items():
         yield "expected", f"{value:.3f} {name.replace('_', ' ')} on held-out data"
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    """Say how much there is, in the task's own units: tokens of text, or rows."""
+    from luban.console import short
+
+    train = data["train"]
+    unit = "tokens" if "tokens" in train else "rows"
+    held_out = [
+        f"{short(data[split][unit])} for {split}" for split in ("validation", "test") if data.get(split)
+    ]
+    text = f"{short(train['characters'])} characters are " if "characters" in train else ""
+    return (
+        f"{text}{short(train[unit])} training {unit}, read {data['epochs']:.3g} times; {', '.join(held_out)}"
+    )
+
+
+def _shape(model: Mapping[str, Any]) -> str:
+    """Say the shape in the words of the recipe's model section."""
+    kind = f"{model['network']}, " if model.get("network") else ""
+    parts = [f"{name} {model[name]}" for name in ("layers", "width", "heads") if model.get(name)]
+    return f"{kind}{', '.join(parts)}, " if parts else kind
 
 
 def _view(view: str) -> str:

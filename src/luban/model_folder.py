@@ -38,6 +38,7 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 LUBAN = "luban.json"
+GRAPH = "model.onnx"
 CARD = "README.md"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 _SHOWN_NAMES = 5

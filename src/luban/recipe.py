@@ -107,6 +107,10 @@ def settled(value: T | None, key: str) -> T:
 Every = Annotated[Interval, BeforeValidator(Interval.parse), PlainSerializer(_written)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
+Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+BUDGETS = ("minutes", "epochs", "tokens", "steps")
+"""What a training may be given of; a recipe names exactly one."""
 
 
 class CleanRecipe(Section):
@@ -179,6 +183,11 @@ class TextData(Section):
     seed: int = 0
     """Chooses which documents are held out."""
 
+    @property
+    def place(self) -> str | list[str]:
+        """Where the data to learn from lies."""
+        return self.source
+
 
 class RopeScaling(Section):
     """RoPE scaling of Llama 3: stretches low frequencies so that longer texts than trained on are read."""
@@ -244,11 +253,24 @@ class DecoderModel(Section):
         return self
 
 
+class ParameterGroup(Section):
+    """Parameters that learn at a rate of their own; of several groups that match one, the first has it."""
+
+    match: str
+    """Pattern of parameter names, such as `*embed*`; `*` is any characters, dots too."""
+    rate: Annotated[float, Field(gt=0.0)] = 1.0
+    """Their learning rate, as a multiple of `train.learning_rate`."""
+    weight_decay: Annotated[float, Field(ge=0.0)] | None = None
+    """Of the matrices among them; null means `train.weight_decay`."""
+
+
 class TrainRecipe(Section):
-    """How training goes; the same for every task. Exactly one of minutes, tokens and steps is the budget."""
+    """How training goes; the same for every task. Exactly one of minutes, epochs, tokens and steps is the budget."""
 
     minutes: Annotated[float, Field(gt=0.0)] | None = None
     """Budget in minutes of the training clock: steps, evaluations and checkpoints, not preparation."""
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """Budget in passes over the training data; the step that completes it is the last."""
     tokens: Positive | None = None
     """Budget in tokens seen; the step that reaches it is the last."""
     steps: Positive | None = None
@@ -263,6 +285,9 @@ class TrainRecipe(Section):
     """The highest rate of the schedule; Muon's is in AdamW's units. null means chosen."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """On matrices only; decoupled from the gradient with adamw and muon, added to it with the others."""
+    l1: Annotated[float, Field(ge=0.0)] = 0.0
+    """Adds this times the sum of absolute weights to the loss per term, on matrices only; the loss in the logs is
+    without it."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
     """Of sgd and muon."""
     nesterov: bool = True
@@ -270,15 +295,24 @@ class TrainRecipe(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """Decay of the means of gradients and of their squares, for adam, adamw and muon's AdamW; rmsprop takes
     the second."""
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = "wsd"
+    groups: list[ParameterGroup] = []
+    """Parameters with a learning rate or a weight decay of their own; all others have the recipe's."""
+    freeze: Patterns = []
+    """Patterns of parameter names, such as `*embed*`, that stay as they start; a norm all of whose parameters
+    are frozen keeps its running statistics too."""
+    schedule: Literal["constant", "linear", "cosine", "wsd", "plateau"] = "wsd"
     """`wsd` is warm-up, stable, then straight down over `decay`; `linear` and `cosine` come down from the end
-    of the warm-up on."""
+    of the warm-up on; `plateau` comes down when evaluations stop getting better."""
     warmup: Fraction = 0.02
     """Share of the budget in which the rate rises from a tenth to all of it."""
     decay: Fraction = 0.5
     """With `wsd`: share of the budget, at its end, in which the rate comes down."""
     final_rate: Fraction = 0.0
-    """Where the rate comes down to, as a share of `learning_rate`."""
+    """Where the rate comes down to, as a share of `learning_rate`; with `plateau`, the lowest it may reach."""
+    plateau_patience: Positive = 3
+    """With `plateau`: so many evaluations in a row without a better primary figure bring the rate down."""
+    plateau_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """With `plateau`: what the rate is multiplied by then."""
     clip: Annotated[float, Field(gt=0.0)] | None = 1.0
     """Longest gradient (2-norm over all parameters); a longer one is shortened to it. null clips nothing."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -295,6 +329,10 @@ class TrainRecipe(Section):
     patience: Positive | None = None
     """Stop after so many evaluations in a row without a better primary figure, and keep the best model; null
     never stops."""
+    keep_best: bool = False
+    """End with the model of the best evaluation instead of the last one; `patience` does so in any case."""
+    target: float | None = None
+    """Stop when an evaluation's primary figure is this good; null trains on."""
     evaluate_every: Every | None = None
     """A number of steps (`200`) or a time (`30s`, `5m`, `1h`) between evaluations on about 16,000 held-out
     tokens; null means ten over the budget."""
@@ -302,7 +340,7 @@ class TrainRecipe(Section):
     """A number of steps or a time between checkpoints; one is also written at the end and when a signal asks
     to stop."""
     keep: Annotated[int, Field(ge=2)] = 2
-    """How many of the newest checkpoints stay; with `patience` the best one stays besides."""
+    """How many of the newest checkpoints stay; with `keep_best` or `patience` the best one stays besides."""
     loggers: list[Literal["tensorboard", "mlflow"]] = []
     """Write the figures of metrics.jsonl to these as well; each is an extra to install."""
     seed: int = 0
@@ -310,10 +348,15 @@ class TrainRecipe(Section):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
-        named = [name for name in ("minutes", "tokens", "steps") if getattr(self, name) is not None]
+        named = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(named) != 1:
-            raise ValueError(f"give exactly one budget of minutes, tokens, steps; received {named or 'none'}")
+            raise ValueError(f"give exactly one budget of {', '.join(BUDGETS)}; received {named or 'none'}")
         return self
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best checkpoint stays and gives the model at the end."""
+        return self.keep_best or self.patience is not None
 
 
 class TextEvaluation(Section):

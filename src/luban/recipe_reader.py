@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from luban.errors import RecipeError, nearest
-from luban.recipe import About, Recipe, Section
+from luban.recipe import BUDGETS, About, Recipe, Section
 
 SchemaOf = Callable[[str], type[Recipe]]
 _SHIPPED = resources.files("luban") / "recipes"
@@ -30,7 +30,6 @@ _OPENING = (
     yaml.FlowSequenceStartToken,
 )
 _CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
-_BUDGETS = frozenset({"minutes", "tokens", "steps"})
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,7 +44,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")
+    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 
 _Loader.add_implicit_resolver(
@@ -88,9 +87,11 @@ def read_recipe(
     """
     mapping, lines, origin = _load(recipe, origin)
     parsed = [(override, *_parse_override(override)) for override in overrides]
-    budgets = {key[-1] for _, key, value in parsed if key[:-1] == ("train",) and value is not None} & _BUDGETS
+    budgets = {key[-1] for _, key, value in parsed if key[:-1] == ("train",) and value is not None} & set(
+        BUDGETS
+    )
     if budgets and isinstance(mapping.get("train"), dict):
-        mapping["train"] = {k: v for k, v in mapping["train"].items() if k not in _BUDGETS - budgets}
+        mapping["train"] = {k: v for k, v in mapping["train"].items() if k not in set(BUDGETS) - budgets}
     for override, key, value in parsed:
         _put(mapping, key, value, override)
         lines[".".join(key)] = f"override {override!r}"
@@ -280,7 +281,7 @@ def _explain(
         close = nearest(key[-1], allowed)
         fix = (f"did you mean {close}? " if close else "") + f"allowed here: {', '.join(allowed)}"
         return RecipeError(f"unknown key {name}{more}", received=first["input"], where=where, fix=fix)
-    if first["type"] == "missing" and len(key) == len(first["loc"]):
+    if first["type"] == "missing" and first["loc"][-1] == key[-1]:
         fix = f"write it in the recipe, or add {name}=VALUE"
         return RecipeError(f"{name} is missing{more}", where=where, fix=fix)
     received = first["input"] if not isinstance(first["input"], dict | Section) else None
@@ -315,6 +316,8 @@ def _place(schema: type[Section], loc: Sequence[int | str]) -> tuple[tuple[str, 
     key: list[str] = []
     owner, inner = schema, schema
     for part in loc:
+        if isinstance(part, int):
+            continue  # a place in a list
         owner = inner
         key.append(str(part))
         field = owner.model_fields.get(str(part))

@@ -127,6 +127,7 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         self.evaluation = folder / "evaluation.json"
         self.documents = folder / "evaluation-documents.safetensors"
+        self.rows = folder / "evaluation-rows.safetensors"
         self.result = folder / "result.json"
         self.model = folder / "model"
         self.metrics = Log(folder / "metrics.jsonl", fs)

@@ -1,149 +1,22 @@
 """The loop, on a small model that is no language model: it knows no task."""
 
+import dataclasses
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from luban.durable import sha256
 from luban.errors import NonFiniteError, Stopped
-from luban.recipe import TrainRecipe
 from luban.signals import StopRequest
-from luban.training.checkpoints import Checkpoints
-from luban.training.compiling import Compiling
 from luban.training.faults import Faults
-from luban.training.loop import Loop, Progress
+from luban.training.loop import Progress
 from luban.training.parallel import Alone
-
-ROWS, FEATURES = 24, 6
-
-
-@dataclass
-class Rows:
-    x: Tensor
-    y: Tensor
-    count: int
-    tokens: int
-
-    @property
-    def rows(self) -> int:
-        return len(self.x)
-
-    def describe(self) -> Mapping[str, Any]:
-        return {"rows": self.tokens}
-
-
-class Learner:
-    """Regression with dropout, so that random draws matter; every row has its own number of terms."""
-
-    def __init__(self, recipe: TrainRecipe, *, poison: int | None = None, dropout: float = 0.2) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.poison = recipe, poison
-        self.model = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
-        made = torch.Generator().manual_seed(7)
-        self.x = torch.randn(ROWS, FEATURES, generator=made)
-        self.y = self.x.sum(1, keepdim=True).sin()
-
-    def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> Sequence[Rows]:
-        batch = self.recipe.batch
-        assert batch is not None
-        size = size or self.recipe.micro_batch or batch
-        first, last = step * batch + batch * rank // ranks, step * batch + batch * (rank + 1) // ranks
-        made = []
-        for at in range(first, last, size):
-            index = torch.arange(at, min(at + size, last)) % ROWS
-            x = self.x[index] * (math.nan if step == self.poison else 1.0)
-            made.append(Rows(x, self.y[index], len(index), len(index)))
-        return made
-
-    def epoch(self, step: int) -> float:
-        return step * self.recipe.batch / ROWS
-
-    def loss(self, batch: Rows) -> Tensor:
-        return (self.model(batch.x) - batch.y).square().sum()
-
-    def flops(self, batch: Rows) -> int:
-        return 6 * batch.tokens * (FEATURES * 8 + 8)
-
-
-class Notes:
-    def __init__(self) -> None:
-        self.lines: list[Mapping[str, Any]] = []
-        self.times: list[Mapping[str, Any]] = []
-        self.told: list[str] = []
-
-    def metrics(self, record: Mapping[str, Any]) -> None:
-        self.lines.append(record)
-
-    def timings(self, record: Mapping[str, Any]) -> None:
-        self.times.append(record)
-
-    def sync(self) -> Mapping[str, int]:
-        return {"metrics": len(self.lines)}
-
-
-def make(
-    folder: Path,
-    recipe: TrainRecipe,
-    *,
-    stop: StopRequest | None = None,
-    faults: Faults | None = None,
-    clock: Callable[[], float] | None = None,
-    poison: int | None = None,
-    dropout: float = 0.2,
-    measured: Callable[[int], Mapping[str, float]] | None = None,
-) -> tuple[Loop, Notes, Learner]:
-    learner, notes, checkpoints = (
-        Learner(recipe, poison=poison, dropout=dropout),
-        Notes(),
-        Checkpoints(folder, keep=2, warn=print),
-    )
-
-    def evaluate(step: int) -> Mapping[str, float]:
-        return {"loss": float((learner.model(learner.x) - learner.y).square().mean())}
-
-    ticks = iter(range(10**9))
-    loop = Loop(
-        learner,
-        recipe,
-        plan=Alone(),
-        evaluate=measured or evaluate,
-        minimise=True,
-        checkpoints=checkpoints,
-        record=notes,
-        stop=stop or StopRequest(),
-        compiling=Compiling(learner.model, wanted=False, tell=print),
-        faults=faults or Faults(),
-        clock=clock or (lambda: float(next(ticks))),
-        tell=notes.told.append,
-    )
-    return loop, notes, learner
-
-
-def recipe(**changes: Any) -> TrainRecipe:
-    return TrainRecipe(
-        **{
-            "steps": 20,
-            "batch": 5,
-            "checkpoint_every": 3,
-            "optimizer": "adamw",
-            "learning_rate": 0.01,
-            **changes,
-        }
-    )
-
-
-def final(folder: Path, step: int = 20) -> tuple[str, str]:
-    path = folder / f"step-{step:08d}"
-    return sha256(path / "model.safetensors"), sha256(path / "optimizer.safetensors")
+from toy_learner import final, make, recipe
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd", "rmsprop", "adam"])
@@ -173,6 +46,80 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(
         assert kept + after.lines == notes.lines
 
 
+def scripted(step: int) -> Mapping[str, float]:
+    """Figures that get better, worse, better again and then stay: a pure function of the step, as real ones are."""
+    return {"loss": {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 1.0, 12: math.nan}.get(step, 1.5)}
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "epochs": {"steps": None, "epochs": 4.1},
+    "l1": {"l1": 0.01, "optimizer": "muon"},
+    "plateau": {"schedule": "plateau", "plateau_patience": 2, "warmup": 0.2},
+    "target": {"target": 1.0},
+    "keep_best": {"keep_best": True},
+    "everything": {
+        "keep_best": True,
+        "patience": 5,
+        "schedule": "plateau",
+        "plateau_patience": 1,
+        "l1": 0.001,
+    },
+    "freeze": {"freeze": ["1.*", "0.bias"]},
+    "groups": {
+        "groups": [{"match": "0.*", "rate": 0.1, "weight_decay": 0.5}, {"match": "*bias"}],
+        "optimizer": "muon",
+    },
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_is_resumed_to_the_same_bytes(tmp_path: Path, option: str) -> None:
+    """Stopped and saved, or dead at once with whatever the last checkpoint had."""
+    how = recipe(evaluate_every=2, **OPTIONS[option])
+    whole, notes, _ = make(tmp_path / "whole", how, norm=True, measured=scripted)
+    end = whole.run()
+    assert end.step == (10 if option == "target" else 20)
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    points = [("before-optimizer", 3), ("evaluate", 8), ("step", 9), ("after-save", 9)]
+    for point, step in points + ([("evaluate", 14), ("before-optimizer", 17)] if end.step > 17 else []):
+        for dies in (True, False):
+            folder, stop = tmp_path / f"{point}-{step}-{dies}", StopRequest()
+            fault = Faults({(point, step, 0): die if dies else lambda s=stop: s.ask("test")})
+            first, before, _ = make(folder, how, norm=True, measured=scripted, stop=stop, faults=fault)
+            with pytest.raises((Stopped, KeyboardInterrupt)):
+                first.run()
+            again, after, _ = make(folder, how, norm=True, measured=scripted)
+            checkpoint = again.checkpoints.newest()
+            assert checkpoint is not None
+            progress = again.run(checkpoint)
+            assert final(folder, end.step) == final(tmp_path / "whole", end.step)
+            assert (
+                before.lines[: checkpoint.state["progress"]["logs"]["metrics"]] + after.lines == notes.lines
+            )
+            assert again.checkpoints.steps() == whole.checkpoints.steps()
+            mine, theirs = ({**vars(p), "seconds": 0, "logs": {}} for p in (progress, end))
+            assert mine == theirs
+
+
+def test_a_checkpoint_from_before_an_option_goes_on_without_it(tmp_path: Path) -> None:
+    """State that a later version added is missing in what an earlier one wrote."""
+    make(tmp_path / "whole", recipe())[0].run()
+    stop = StopRequest()
+    with pytest.raises(Stopped):
+        make(
+            tmp_path / "old", recipe(), stop=stop, faults=Faults({("step", 7, 0): lambda: stop.ask("test")})
+        )[0].run()
+    again = make(tmp_path / "old", recipe())[0]
+    checkpoint = again.checkpoints.newest()
+    assert checkpoint is not None
+    progress = {name: value for name, value in checkpoint.state["progress"].items() if name != "plateau"}
+    again.run(dataclasses.replace(checkpoint, state={**checkpoint.state, "progress": progress}))
+    assert final(tmp_path / "old") == final(tmp_path / "whole")
+
+
 def test_what_was_done_after_the_last_checkpoint_is_done_again_the_same(tmp_path: Path) -> None:
     """A process that dies between checkpoints loses time, not bytes."""
     make(tmp_path / "whole", recipe())[0].run()
@@ -188,32 +135,6 @@ def test_what_was_done_after_the_last_checkpoint_is_done_again_the_same(tmp_path
         again = make(folder, recipe())[0]
         again.run(again.checkpoints.newest())
         assert final(folder) == final(tmp_path / "whole")
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12))
-def test_any_split_of_a_batch_gives_the_same_gradient(batch: int, micro_batch: int) -> None:
-    def gradient(micro: int | None) -> list[Tensor]:
-        loop, _, learner = make(Path("unused"), recipe(batch=batch, micro_batch=micro), dropout=0.0)
-        learner.model.double()
-        learner.x, learner.y = learner.x.double(), learner.y.double()
-        loop._gradients.add(3, learner.batches(3, 0, 1))
-        return [p.grad for p in learner.model.parameters() if p.grad is not None]
-
-    for whole, split in zip(gradient(None), gradient(min(micro_batch, batch)), strict=True):
-        torch.testing.assert_close(whole, split, rtol=1e-12, atol=1e-14)
-
-
-def test_the_gradient_is_that_of_the_mean_loss(tmp_path: Path) -> None:
-    loop, _, learner = make(tmp_path, recipe(batch=8, micro_batch=3), dropout=0.0)
-    computed = loop._gradients.add(0, learner.batches(0, 0, 1))
-    got = [p.grad.clone() for p in learner.model.parameters() if p.grad is not None]
-    learner.model.zero_grad()
-    expected = (learner.model(learner.x[:8]) - learner.y[:8]).square().mean()
-    expected.backward()
-    assert computed.loss == pytest.approx(float(expected.detach()), rel=1e-6) and computed.tokens == 8
-    for mine, parameter in zip(got, learner.model.parameters(), strict=True):
-        torch.testing.assert_close(mine, parameter.grad)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +186,101 @@ def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     progress = loop.run()
     assert (progress.step, progress.best_step, progress.best) == (12, 6, 1.0)
     assert 6 in loop.checkpoints.steps()
+
+
+@pytest.mark.parametrize(("keep_best", "kept"), [(True, [6, 11, 12]), (False, [11, 12])])
+def test_the_best_checkpoint_is_kept_without_stopping_early(
+    tmp_path: Path, keep_best: bool, kept: list[int]
+) -> None:
+    values = iter([3.0, 2.0, 1.0, 1.5, 1.5, 1.5])
+    how = recipe(steps=12, keep_best=keep_best, evaluate_every=2, checkpoint_every=1)
+    loop, _, learner = make(tmp_path, how, measured=lambda step: {"loss": next(values)})
+    weights: list[Tensor] = []
+    loop._faults = Faults({("step", 6, 0): lambda: weights.append(learner.model[0].weight.detach().clone())})
+    progress = loop.run()
+    assert (progress.step, progress.best_step, progress.stopped_early) == (12, 6, False)
+    assert loop.checkpoints.steps() == kept
+    if keep_best:
+        best = loop.checkpoints.best(6)
+        assert best is not None and torch.equal(best.model["0.weight"], weights[0])
+
+
+@pytest.mark.parametrize(
+    ("minimise", "target", "steps"), [(True, 0.5, 8), (True, 0.4, 20), (False, 0.8, 2), (False, 0.9, 4)]
+)
+def test_a_run_ends_when_it_reaches_its_target(
+    tmp_path: Path, minimise: bool, target: float, steps: int
+) -> None:
+    measured = {2: 0.8, 4: 0.9, 6: math.nan, 8: 0.5}
+    loop, _, _ = make(
+        tmp_path,
+        recipe(target=target, evaluate_every=2),
+        measured=lambda step: {"figure": measured.get(step, 0.6), "loss": 0.0},
+    )
+    loop._minimise = minimise
+    progress = loop.run()
+    assert progress.step == steps and progress.stopped_early is (steps < 20)
+    assert loop.checkpoints.steps()[-1] == steps
+
+
+def test_a_plateau_brings_the_rate_down(tmp_path: Path) -> None:
+    """Counted by hand: two in a row no better at 6 and 8, better at 10, NaN is no better, two more at 12 and 14."""
+    how = recipe(
+        schedule="plateau",
+        plateau_patience=2,
+        plateau_factor=0.1,
+        warmup=0.0,
+        evaluate_every=2,
+        learning_rate=1.0,
+    )
+    loop, notes, _ = make(tmp_path, how, measured=scripted)
+    progress = loop.run()
+    rates = [line["learning_rate"] for line in notes.lines if line["kind"] == "train"]
+    expected = [1.0] * 8 + [0.1] * 6 + [0.01] * 4 + [0.001] * 2
+    assert rates == pytest.approx(expected)
+    assert progress.plateau == pytest.approx(0.001) and progress.worse == 5
+
+
+def test_a_budget_of_epochs_ends_and_evaluates_by_the_data(tmp_path: Path) -> None:
+    loop, notes, _ = make(tmp_path, recipe(steps=None, epochs=2, batch=6, schedule="linear", warmup=0.0))
+    assert loop.run().step == 8
+    trained = [line for line in notes.lines if line["kind"] == "train"]
+    assert trained[-1]["epoch"] == 2.0
+    assert [line["learning_rate"] for line in trained] == pytest.approx(
+        [0.01 * (1 - n / 8) for n in range(8)]
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_what_is_frozen_keeps_its_bytes_and_its_statistics(tmp_path: Path, optimizer: str) -> None:
+    how = recipe(freeze=["0.*", "1.*"], optimizer=optimizer, weight_decay=0.5, l1=0.1)
+    loop, _, learner = make(tmp_path, how, norm=True)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    loop.run()
+    same = {name for name, tensor in learner.model.state_dict().items() if torch.equal(tensor, before[name])}
+    statistics = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert same == {"0.weight", "0.bias", "1.weight", "1.bias", *statistics}
+    assert not any(name.startswith(("0.", "1.")) for name in loop.optimizer.state()[0])
+    assert learner.model.training and not learner.model[1].training
+    # What is not frozen does learn from data, also where a part of the norm is frozen.
+    loop, _, learner = make(tmp_path / "part", recipe(freeze=["1.weight"]), norm=True)
+    loop.run()
+    assert not torch.equal(learner.model[1].running_mean, before["1.running_mean"])
+
+
+def test_ranks_judge_by_the_figure_of_the_first(tmp_path: Path) -> None:
+    """What they measure may differ, by rounding or a norm's statistics; to stop or not they must decide alike."""
+
+    class Second(Alone):
+        rank, ranks = 1, 2
+
+        def sum(self, values: Iterable[float]) -> list[float]:
+            return [value + 0.25 for value in values]
+
+    loop, _, _ = make(tmp_path, recipe(target=0.3), measured=lambda step: {"loss": 9.0})
+    loop.plan = Second()
+    assert loop.evaluate() == {"loss": 9.0}
+    assert loop.progress.best == 0.25 and loop.progress.stopped_early
 
 
 def test_evaluations_are_spread_over_the_budget(tmp_path: Path) -> None:

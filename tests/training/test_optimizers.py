@@ -1,6 +1,7 @@
 """Every optimizer: equal to torch's own, resumed to the bit, choosy about the state it loads."""
 
 import copy
+import fnmatch
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.errors import CheckpointError, InputError
-from luban.recipe import TrainRecipe
+from luban.recipe import ParameterGroup, TrainRecipe
 from luban.tensors import read_safetensors, write_safetensors
 from luban.training.muon import Muon
 from luban.training.optimizers import Optimizer, build_optimizer
@@ -256,3 +257,85 @@ def test_sgd_without_momentum_has_no_state_and_no_nesterov() -> None:
     advance(model, optimizer, range(2))
     assert optimizer.state()[0] == {}
     optimizer.load_state(*optimizer.state())
+
+
+GROUPS = [
+    ParameterGroup(match="embed*", rate=0.1, weight_decay=0.0),
+    ParameterGroup(match="*up*", rate=3.0),
+    ParameterGroup(match="gate*", weight_decay=0.7),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_have_their_own_rates_and_decays(kind: str) -> None:
+    model = Small()
+    optimizer = build(kind, model, groups=GROUPS)
+    expected = {
+        "embed_tokens.weight": (0.001, 0.0),
+        "up.weight": (0.03, 0.1),
+        "up.bias": (0.03, 0.0),
+        "gate.weight": (0.01, 0.7),
+        "down.weight": (0.01, 0.1),
+        "norm.weight": (0.01, 0.0),
+        "lm_head.weight": (0.01, 0.1),
+        "unused.weight": (0.01, 0.1),
+    }
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for multiplier in (1.0, 0.5, 0.0):
+        optimizer.set_rate(multiplier)
+        found = {
+            names[parameter]: (group["lr"], group["weight_decay"])
+            for part in optimizer._parts
+            for group in part.param_groups
+            for parameter in group["params"]
+        }
+        assert found.keys() == expected.keys()
+        for name, (rate, decay) in expected.items():
+            assert found[name][0] == pytest.approx(multiplier * rate)
+            assert found[name][1] == decay
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_learns_as_with_an_optimizer_of_its_own(kind: str) -> None:
+    ours, theirs = Small(), Small()
+    optimizer = build(kind, ours, groups=GROUPS)
+    own = {name: (g.rate, g.weight_decay) for g in GROUPS for name in names_in(theirs, g.match)}
+    parts = [
+        build_optimizer(
+            [(name, parameter)],
+            recipe(kind, weight_decay=0.1 if decay is None else decay).model_copy(
+                update={"learning_rate": 0.01 * rate}
+            ),
+        )
+        for name, parameter in theirs.named_parameters()
+        for rate, decay in [own.get(name, (1.0, None))]
+    ]
+
+    class Apart:
+        def step(self) -> None:
+            for part in parts:
+                part.step()
+
+        def zero_grad(self) -> None:
+            theirs.zero_grad()
+
+    advance(ours, optimizer, range(3))
+    advance(theirs, Apart(), range(3))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def names_in(model: nn.Module, pattern: str) -> list[str]:
+    return [name for name, _ in model.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_passes_between_optimizers_with_and_without_groups(kind: str) -> None:
+    """The state is one of parameters, not of groups."""
+    model = Small()
+    with_groups, without = build(kind, model, groups=GROUPS), build(kind, Small())
+    advance(model, with_groups, range(2))
+    without.load_state(*with_groups.state())
+    mine, others = with_groups.state()[0], without.state()[0]
+    assert mine.keys() == others.keys()
+    assert all(torch.equal(mine[name], others[name]) for name in mine)

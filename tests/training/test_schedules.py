@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luban.recipe import TrainRecipe
+from luban.training.progress import Progress
 from luban.training.schedules import Budget, Schedule
 
 fractions = st.just(0.0) | st.floats(1e-6, 1.0)
 recipes = st.builds(
     TrainRecipe,
     steps=st.just(100),
-    schedule=st.sampled_from(["constant", "linear", "cosine", "wsd"]),
+    schedule=st.sampled_from(["constant", "linear", "cosine", "wsd", "plateau"]),
     warmup=fractions,
     decay=fractions,
     final_rate=fractions,
@@ -31,7 +32,7 @@ def test_the_rate_is_between_nothing_and_all(recipe: TrainRecipe, progress: floa
 @given(recipes)
 def test_the_rate_ends_at_the_final_rate(recipe: TrainRecipe) -> None:
     decay = recipe.decay if recipe.schedule == "wsd" else 1.0 - recipe.warmup
-    ends = recipe.schedule != "constant" and decay > 0
+    ends = recipe.schedule not in ("constant", "plateau") and decay > 0
     assert Schedule(recipe).rate(1.0) == pytest.approx(recipe.final_rate if ends else 1.0)
 
 
@@ -103,3 +104,68 @@ def test_a_budget_counts_only_its_own_unit(kind: str, total: int, spent: int) ->
     foreign = {name: 10**9 if value == 0 else value for name, value in own.items()}
     if spent:
         assert budget.progress(**foreign) == budget.progress(**own)
+
+
+figures = st.lists(st.sampled_from([1.0, 2.0, 3.0, 4.0, math.nan]), max_size=30)
+
+
+@given(figures, st.integers(1, 4), st.floats(0.1, 0.9), st.sampled_from([0.0, 0.3]), st.booleans())
+def test_a_plateau_equals_torch(
+    values: list[float], patience: int, factor: float, final: float, minimise: bool
+) -> None:
+    recipe = TrainRecipe(
+        steps=100,
+        schedule="plateau",
+        warmup=0.0,
+        plateau_patience=patience,
+        plateau_factor=factor,
+        final_rate=final,
+    )
+    schedule, progress = Schedule(recipe), Progress()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    # Torch counts how many may be no better, ours how many are.
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        "min" if minimise else "max",
+        factor=factor,
+        patience=patience - 1,
+        threshold=0.0,
+        min_lr=final,
+        eps=0.0,
+    )
+    for value in values:
+        progress.judge(value, recipe, minimise=minimise)
+        progress.plateau = schedule.after(progress.plateau, progress.worse)
+        theirs.step(value)
+        assert progress.plateau == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        assert schedule.rate(0.7) == 1.0
+
+
+@given(
+    st.sampled_from(["steps", "tokens", "epochs"]),
+    st.integers(1, 500),
+    st.integers(1, 40),
+    st.integers(1, 90),
+)
+def test_the_steps_of_a_budget_are_those_after_which_it_is_spent(
+    kind: str, total: int, step_tokens: int, per_epoch: int
+) -> None:
+    budget = Budget(TrainRecipe(**{kind: total}), lambda step: step / per_epoch)
+    walked = next(step for step in range(1, 10**6) if budget.done(step, step * step_tokens, 0.0))
+    assert budget.steps_in(step_tokens) == walked
+    assert (
+        walked
+        == {"steps": total, "tokens": math.ceil(total / step_tokens), "epochs": total * per_epoch}[kind]
+    )
+    assert not budget.done(walked - 1, (walked - 1) * step_tokens, 0.0)
+
+
+def test_nobody_knows_the_steps_of_minutes() -> None:
+    assert Budget(TrainRecipe(minutes=1)).steps_in(100) is None
+
+
+@given(st.floats(0.01, 50.0), st.integers(1, 90), st.integers(0, 5000))
+def test_a_budget_of_epochs_counts_passes_over_the_data(epochs: float, per_epoch: int, step: int) -> None:
+    budget = Budget(TrainRecipe(epochs=epochs), lambda step: step / per_epoch)
+    assert budget.progress(step, 0, 0.0) == pytest.approx(min(1.0, step / per_epoch / epochs))
+    assert budget.done(step, 10**9, 1e9) is (step / per_epoch / epochs >= 1.0)

@@ -91,7 +91,7 @@ def test_a_folder_that_others_wrote(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_said(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no held-out text"):
+    with pytest.raises(InputError, match="no held-out data"):
         luban.evaluate(finished / "model")
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(InputError):

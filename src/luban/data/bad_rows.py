@@ -20,8 +20,27 @@ BadKind = Literal[
     "empty_row",
     "wrong_columns",
     "corrupt_file",
+    "missing_value",
+    "unknown_label",
+    "not_a_number",
+    "bad_value",
+    "bad_picture",
+    "outside",
+    "no_file",
+    "unequal_lengths",
+    "repeated_id",
 ]
-MendedKind = Literal["bom", "crlf", "blank_line", "long_line"]
+MendedKind = Literal[
+    "bom",
+    "crlf",
+    "blank_line",
+    "long_line",
+    "no_header",
+    "separator",
+    "plain_quote",
+    "comment",
+    "passed_over",
+]
 
 EXAMPLES = 10
 RAW_CHARACTERS = 500
@@ -31,13 +50,22 @@ _FIXES: dict[BadKind, str] = {
     "nul": "a NUL byte means a binary file or UTF-16; save it as UTF-8 text",
     "broken_json": "write one whole JSON object on each line",
     "not_an_object": 'write each row as an object, for example {"text": "..."}',
-    "missing_column": "give every row the column that data.text names",
-    "not_text": "write the text column as a string",
+    "missing_column": "give every row the columns that the recipe names",
+    "not_text": "write the value as a string",
     "too_long": "cut the row, or raise data.max_row_bytes",
     "empty_file": "remove the file from the source",
-    "empty_row": "remove the row or give it text",
+    "empty_row": "remove the row or fill it",
     "wrong_columns": "give every row as many columns as the header; quote a text that holds the separator",
     "corrupt_file": "get the file anew; it is cut or altered",
+    "missing_value": "give the row the value, or remove the row",
+    "unknown_label": "correct the label, or give rows of that label to train on too",
+    "not_a_number": "write a number, with a point before decimals",
+    "bad_value": "write the value as text or as a number",
+    "bad_picture": "save the picture anew, for example as PNG",
+    "outside": "put the file itself into the folder; paths and links are not followed out of it",
+    "no_file": "correct the path, which counts from the folder that names it, or put the file there",
+    "unequal_lengths": "give every token one tag",
+    "repeated_id": "keep one row of each id",
 }
 
 

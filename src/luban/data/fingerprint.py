@@ -22,7 +22,7 @@ _NO_MATTER = {"source", "validation", "tokenizer", "length", "attention", "worke
 _TRAINED = ("bpe", "char")
 _READ_BYTES = 1 << 20
 
-Role = Literal["source", "validation", "tokenizer"]
+Role = Literal["source", "validation", "tokenizer", "train", "test"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def fingerprint_of(recipe: TextData, stop: Callable[[], None] = lambda: None) ->
     if isinstance(recipe.source, str) and is_prepared(recipe.source):
         return Fingerprint.from_dict(read_json(Path(recipe.source).expanduser() / FINGERPRINT))
     files, held_out = source_files(recipe)
-    prints = _prints("source", files, stop) + _prints("validation", held_out, stop)
+    prints = file_prints("source", files, stop) + file_prints("validation", held_out, stop)
     settings = recipe.model_dump(mode="json", exclude=_NO_MATTER)
     if recipe.tokenizer in _TRAINED:
         settings["tokenizer"] = recipe.tokenizer
@@ -129,11 +129,12 @@ def fingerprint_of(recipe: TextData, stop: Callable[[], None] = lambda: None) ->
                 where="data.tokenizer",
                 fix="write bpe, char, or the path of a tokenizer.json or of the folder that holds one",
             )
-        prints += _prints("tokenizer", [SourceFile(path, path.name, "text")], stop)
+        prints += file_prints("tokenizer", [SourceFile(path, path.name, "text")], stop)
     return Fingerprint(tuple(prints), settings)
 
 
-def _prints(role: Role, files: Sequence[SourceFile], stop: Callable[[], None]) -> list[FilePrint]:
+def file_prints(role: Role, files: Sequence[SourceFile], stop: Callable[[], None]) -> list[FilePrint]:
+    """Read files whole and return what each is: its role, relative name, size and SHA-256."""
     found = []
     for file in files:
         digest, size = hashlib.sha256(), 0

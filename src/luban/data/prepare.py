@@ -70,6 +70,18 @@ class Prepared:
                     fix="prepare the data again",
                 )
 
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of the training side: an epoch."""
+        return len(self.train)
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Return documents, tokens and characters of each side."""
+        return {
+            split: {"documents": len(s.documents), "tokens": len(s), "characters": s.characters}
+            for split, s in (("train", self.train), ("validation", self.validation))
+        }
+
 
 def prepare(
     recipe: TextData,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from luban.data.bad_rows import BadRows
 from luban.data.plain_text import plain_rows
-from luban.data.rows import FileRows, Row
+from luban.data.rows import ColumnRows, Row
 from luban.data.sources import CorruptStream, SourceFile
 from luban.data.tables import table_rows
 
@@ -47,7 +47,7 @@ def read_rows(
     many = document == "auto" and sum(file.format == "text" for file in files) >= MANY_FILES
     policy: Literal["file", "passage", "line"] = "passage" if document == "auto" else document
     for file in files:
-        reader = FileRows(file, column, max_row_bytes, bad, seen)
+        reader = ColumnRows(file, column, max_row_bytes, bad, seen)
         try:
             if file.format == "text":
                 yield from plain_rows(reader, policy, SMALL_FILE_BYTES if many else 0)

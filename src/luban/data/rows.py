@@ -34,13 +34,15 @@ class Row:
 class FileRows:
     """One file being read: where in it we are, and where its bad rows go."""
 
-    def __init__(
-        self, file: SourceFile, column: str, limit: int, bad: BadRows, seen: Callable[[int], None]
-    ) -> None:
-        self.file, self.column, self.limit = file, column, limit
+    def __init__(self, file: SourceFile, limit: int, bad: BadRows, seen: Callable[[int], None]) -> None:
+        self.file, self.limit = file, limit
         self._bad, self.seen = bad, seen
         self.line = 0
         self.met_any = False
+
+    def beside(self, file: SourceFile) -> FileRows:
+        """Return the reader of another file that is read along with this one."""
+        return FileRows(file, self.limit, self._bad, self.seen)
 
     def place(self, line: int | None = None) -> Place:
         """Return the place of `line`, or of the line being read."""
@@ -103,6 +105,16 @@ class FileRows:
         self.mended("crlf", "line ends were CRLF or CR; they were made LF")
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
+
+class ColumnRows(FileRows):
+    """A table being read for one column of it, whose texts are the documents."""
+
+    def __init__(
+        self, file: SourceFile, column: str, limit: int, bad: BadRows, seen: Callable[[int], None]
+    ) -> None:
+        super().__init__(file, limit, bad, seen)
+        self.column = column
+
     def row(self, value: object) -> Row | None:
         """Check the text of a table's row; None where it is a bad row."""
         if isinstance(value, bytes):
@@ -119,7 +131,7 @@ class FileRows:
         if len(value) > self.limit:
             self.bad("too_long", f"the text is longer than {self.limit:,} bytes", value[:_SHOWN_BYTES])
             return None
-        if not value.isascii() and (surrogate := _first_surrogate(value)) is not None:
+        if not value.isascii() and (surrogate := first_surrogate(value)) is not None:
             self.bad("invalid_utf8", f"character {surrogate + 1} of the text is no Unicode character", value)
             return None
         if "\0" in value:
@@ -132,7 +144,7 @@ class FileRows:
         return Row(self.with_line_feeds(value), self.file.name, self.line)
 
 
-def _first_surrogate(text: str) -> int | None:
+def first_surrogate(text: str) -> int | None:
     """Return the index of the first lone surrogate, which no UTF-8 can hold, or None."""
     try:
         text.encode("utf-8")

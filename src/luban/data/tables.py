@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import itertools
 import json
 import shutil
@@ -13,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from luban.data.rows import FileRows, Row
+from luban.data.csv_rows import CsvRows
+from luban.data.rows import ColumnRows, FileRows, Row
 from luban.data.sources import CorruptStream, open_bytes
 from luban.errors import DataError, MissingExtra, nearest
 
@@ -22,7 +21,7 @@ _ROWS_WITHOUT_COLUMN = 1000
 _SHOWN_COLUMNS = 1000
 
 
-def table_rows(reader: FileRows) -> Iterator[Row]:
+def table_rows(reader: ColumnRows) -> Iterator[Row]:
     """Yield the rows of a table, each a document."""
     match reader.file.format:
         case "jsonl":
@@ -37,14 +36,14 @@ def table_rows(reader: FileRows) -> Iterator[Row]:
             return _arrow(reader)
 
 
-def _no_column(reader: FileRows, columns: Iterable[str]) -> DataError:
+def _no_column(reader: ColumnRows, columns: Iterable[str]) -> DataError:
     names = sorted(set(itertools.islice(columns, _SHOWN_COLUMNS)))
     close = nearest(reader.column, names)
     fix = f"set data.text={close or (names[0] if len(names) == 1 else 'COLUMN')}; there are: {', '.join(names)[:2000]}"
     return DataError("the file has no such column", received=reader.column, where=reader.file.path, fix=fix)
 
 
-def _json_lines(reader: FileRows) -> Iterator[Row]:
+def _json_lines(reader: ColumnRows) -> Iterator[Row]:
     columns: set[str] = set()
     without = 0
     with reader.open() as stream:
@@ -54,7 +53,7 @@ def _json_lines(reader: FileRows) -> Iterator[Row]:
                 continue
             if raw.endswith(b"\r\n"):
                 reader.mended("crlf", "the line ends with CRLF")
-            value = _json_object(reader, raw)
+            value = json_object(reader, raw)
             if value is None:
                 continue
             if reader.column not in value:
@@ -74,7 +73,8 @@ def _json_lines(reader: FileRows) -> Iterator[Row]:
         raise _no_column(reader, columns)
 
 
-def _json_object(reader: FileRows, raw: bytes) -> dict[str, Any] | None:
+def json_object(reader: FileRows, raw: bytes) -> dict[str, Any] | None:
+    """Read a line of JSON; None where it is a bad row."""
     if b"\0" in raw:
         reader.bad("nul", "a NUL byte", raw)
         return None
@@ -91,32 +91,16 @@ def _json_object(reader: FileRows, raw: bytes) -> dict[str, Any] | None:
     return None
 
 
-class _CsvLines:
-    """The lines of a CSV file for `csv.reader`; bytes that are no UTF-8 pass through as surrogates."""
-
-    def __init__(self, reader: FileRows, stream: io.BufferedReader) -> None:
-        self._lines = reader.lines(stream)
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._lines).decode("utf-8", "surrogateescape")
-
-
-def _csv(reader: FileRows, delimiter: str) -> Iterator[Row]:
-    # The limit is one of the module; a row of ours may be longer than its 128 KiB.
-    csv.field_size_limit(max(csv.field_size_limit(), reader.limit))
+def _csv(reader: ColumnRows, delimiter: str) -> Iterator[Row]:
     with reader.open() as stream:
-        table = csv.reader(_CsvLines(reader, stream), delimiter=delimiter, strict=True)
-        header = next(_csv_rows(reader, table), None)
+        rows = CsvRows(reader, stream, delimiter)
+        header = next(rows, None)
         if header is None:
             return
-        if reader.column not in header[1]:
-            raise _no_column(reader, header[1])
-        width, index = len(header[1]), header[1].index(reader.column)
-        for start, row in _csv_rows(reader, table):
-            end, reader.line = reader.line, start
+        if reader.column not in header:
+            raise _no_column(reader, header)
+        width, index = len(header), header.index(reader.column)
+        for row in rows:
             if len(row) != width:
                 reader.bad(
                     "wrong_columns", f"{len(row)} columns, the header has {width}", delimiter.join(row)[:2000]
@@ -127,28 +111,10 @@ def _csv(reader: FileRows, delimiter: str) -> Iterator[Row]:
                 )
             elif (found := reader.row(row[index])) is not None:
                 yield found
-            reader.line = end
 
 
-def _csv_rows(reader: FileRows, table: Any) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line each row starts on, and its cells."""
-    while True:
-        start = reader.line + 1
-        try:
-            row = next(table)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            reader.bad("wrong_columns", f"the row cannot be read: {error}", None, start)
-            continue
-        if row:
-            yield start, row
-        else:
-            reader.mended("blank_line", "a line without text between rows")
-
-
-def _parquet(reader: FileRows) -> Iterator[Row]:
-    with _on_disk(reader) as path:
+def _parquet(reader: ColumnRows) -> Iterator[Row]:
+    with on_disk(reader) as path:
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -170,7 +136,7 @@ def _parquet(reader: FileRows) -> Iterator[Row]:
 
 
 @contextlib.contextmanager
-def _on_disk(reader: FileRows) -> Iterator[Path]:
+def on_disk(reader: FileRows) -> Iterator[Path]:
     """Give a path of the decompressed file: Parquet is read from its end."""
     if reader.file.compression is None:
         yield reader.file.path
@@ -182,7 +148,7 @@ def _on_disk(reader: FileRows) -> Iterator[Path]:
         yield path
 
 
-def _arrow(reader: FileRows) -> Iterator[Row]:
+def _arrow(reader: ColumnRows) -> Iterator[Row]:
     try:
         import pyarrow as pa
     except ImportError:
@@ -213,7 +179,7 @@ def _as_bytes(column: Any) -> Any:
     return column
 
 
-def _column_rows(reader: FileRows, column: Any) -> Iterator[Row]:
+def _column_rows(reader: ColumnRows, column: Any) -> Iterator[Row]:
     """Yield the rows of an Arrow column; text is decoded here, row by row, so that one bad row is one bad
     row."""
     import pyarrow as pa

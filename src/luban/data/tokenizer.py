@@ -166,6 +166,14 @@ class Tokenizer:
                 raise
             raise DataError("the text has half of a surrogate pair", received=broken) from error
 
+    def pieces(self, text: str) -> list[str]:
+        """Return what a text is cut into before the vocabulary is looked at: its words, also the unknown ones."""
+        with rust_errors("the tokenizer cannot cut this text", self._where):
+            normalised = text if self._rust.normalizer is None else self._rust.normalizer.normalize_str(text)
+            if self._rust.pre_tokenizer is None:
+                return [normalised] if normalised else []
+            return [piece for piece, _ in self._rust.pre_tokenizer.pre_tokenize_str(normalised)]
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of token ids; ids beyond the vocabulary give nothing, bytes that are no UTF-8 give U+FFFD."""
         with rust_errors("these are not token ids", self._where):

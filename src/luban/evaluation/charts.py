@@ -29,7 +29,8 @@ _GRID = 1000
 class Line:
     """One curve: equally long `x` and `y` (NaN breaks it), a CSS class for its colour, and how it is drawn.
 
-    `look` is "line", "faint" (raw values behind a smoothed line) or "dots" (few points, each marked).
+    `look` is "line", "faint" (raw values behind a smoothed line), "dots" (few points, each marked), "points" (marks
+    without a line) or "guide" (what the others are held against).
     """
 
     name: str
@@ -37,6 +38,20 @@ class Line:
     y: Floats
     colour: str
     look: str = "line"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars from zero, each between its `left` and `right`, all (bars,); a NaN height draws none.
+
+    `says` is read when a bar is pointed at; a CSS class gives the colour.
+    """
+
+    left: Floats
+    right: Floats
+    heights: Floats
+    colour: str
+    says: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -169,36 +184,69 @@ def line_chart(
         x_tick, y_tick: how a number at an axis is written.
         small: a lower chart.
     """
-    parts = [_grid(x, y, x_tick, y_tick)]
+    read_out = Markup(
+        ' tabindex="0" data-axis="{}" data-table="{}" '
+        'data-x0="{:.9g}" data-x1="{:.9g}" data-y0="{:.9g}" data-y1="{:.9g}"'
+    ).format(x_axis, table, x.low, x.high, y.low, y.high)
+    content = _grid(x, y, x_tick, y_tick) + _curves(lines, x, y)
+    return _plot(content, "small" if small else "", title, read_out)
+
+
+def still_chart(
+    lines: Sequence[Line],
+    *,
+    title: Both,
+    x: Scale,
+    y: Scale,
+    bars: Sequence[Bars] = (),
+    look: str = "",
+    x_tick: Callable[[float], Both] = formats.tick,
+    y_tick: Callable[[float], Both] = formats.tick,
+) -> Markup:
+    """Draw bars and curves that have no read-out.
+
+    Arguments:
+        lines, title, x, y, x_tick, y_tick: as for `line_chart`.
+        bars: drawn behind the curves.
+        look: "square" for a chart as high as it is wide, "small" for a low one.
+    """
+    drawn = Markup("").join(_bars(group, x, y) for group in bars)
+    return _plot(_grid(x, y, x_tick, y_tick) + drawn + _curves(lines, x, y), look, title, Markup(""))
+
+
+def _plot(content: Markup, look: str, title: Both, attributes: Markup) -> Markup:
+    named = f"plot {look}".strip()
+    return Markup('<svg class="{}" role="img" {}{}>{}</svg>').format(named, label(title), attributes, content)
+
+
+def _curves(lines: Sequence[Line], x: Scale, y: Scale) -> Markup:
     curves, dots = [], []
     for line in lines:
         kept = extremes(line.y)
         across, up = x(line.x[kept]) * _GRID, (1 - y(line.y[kept])) * _GRID
-        if line.look == "dots":
+        if line.look in ("dots", "points"):
             dots.append(_dots(across, up, line))
-        curves.append(
-            Markup('<path class="curve {} {}" d="{}"/>').format(line.look, line.colour, _path(across, up))
-        )
-    parts.append(
-        Markup('<svg width="100%" height="100%" viewBox="0 0 {0} {0}" preserveAspectRatio="none">').format(
-            _GRID
-        )
+        if line.look != "points":
+            curves.append(
+                Markup('<path class="curve {} {}" d="{}"/>').format(line.look, line.colour, _path(across, up))
+            )
+    inner = Markup(
+        '<svg width="100%" height="100%" viewBox="0 0 {0} {0}" preserveAspectRatio="none">{1}</svg>'
     )
-    parts += [*curves, Markup("</svg>"), *dots]
-    return Markup(
-        '<svg class="plot{}" role="img" tabindex="0" {} data-axis="{}" data-table="{}" '
-        'data-x0="{:.9g}" data-x1="{:.9g}" data-y0="{:.9g}" data-y1="{:.9g}">{}</svg>'
-    ).format(
-        " small" if small else "",
-        label(title),
-        x_axis,
-        table,
-        x.low,
-        x.high,
-        y.low,
-        y.high,
-        Markup("").join(parts),
+    return inner.format(_GRID, Markup("").join(curves)) + Markup("").join(dots)
+
+
+def _bars(bars: Bars, x: Scale, y: Scale) -> Markup:
+    rectangle = Markup(
+        '<rect class="bin {}" x="{:.2f}%" y="{:.2f}%" width="{:.2f}%" height="{:.2f}%"><title>{}</title></rect>'
     )
+    zero, drawn = 100 * float(y(np.zeros(1))[0]), []
+    lefts, rights, tops = ((100 * at).tolist() for at in (x(bars.left), x(bars.right), y(bars.heights)))
+    for left, right, top, said in zip(lefts, rights, tops, bars.says, strict=True):
+        if math.isfinite(top) and right > left:
+            upper, height = 100 - max(top, zero), abs(top - zero)
+            drawn.append(rectangle.format(bars.colour, left, upper, right - left, height, said))
+    return Markup("").join(drawn)
 
 
 def _grid(x: Scale, y: Scale, x_tick: Callable[[float], Both], y_tick: Callable[[float], Both]) -> Markup:
@@ -239,7 +287,9 @@ def _path(across: Floats, up: Floats) -> str:
 
 def _dots(across: Floats, up: Floats, line: Line) -> Markup:
     return Markup("").join(
-        Markup('<circle class="{}" cx="{:.2f}%" cy="{:.2f}%" r="3"/>').format(line.colour, px / 10, py / 10)
+        Markup('<circle class="{}{}" cx="{:.2f}%" cy="{:.2f}%" r="3"/>').format(
+            "point " if line.look == "points" else "", line.colour, px / 10, py / 10
+        )
         for px, py in zip(across.tolist(), up.tolist(), strict=True)
         if math.isfinite(px) and math.isfinite(py) and 0 <= py <= _GRID
     )
@@ -264,6 +314,15 @@ def share_bar(parts: Sequence[tuple[float, str]], title: Both) -> Markup:
             )
         at += width
     return Markup('<svg class="shares" role="img" {}>{}</svg>').format(label(title), Markup("").join(drawn))
+
+
+def amount_bar(share: float, colour: str) -> Markup:
+    """Draw a share of one, 0 to 1, as a filled part of a bar; the number stands beside it, so it has no name."""
+    filled = 100 * min(max(share, 0.0), 1.0)
+    return Markup(
+        '<svg class="amount" aria-hidden="true"><rect class="track" width="100%" height="100%"/>'
+        '<rect class="{}" width="{:.1f}%" height="100%"/></svg>'
+    ).format(colour, filled)
 
 
 def interval_bar(value: float, low: float, high: float, within: Scale, title: Both) -> Markup:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from luban import catalogue
 from luban.catalogue import Both, both
 from luban.evaluation import formats, page
 from luban.evaluation.charts import Floats, Line, Scale, interval_bar, json_table, line_chart, scale, smooth
 from luban.evaluation.comparing import Comparison, Row, Side
-from luban.evaluation.curves import place, time_scale
+from luban.evaluation.curves import axis_name, place, time_scale
+from luban.evaluation.metric_names import lower_is_better, metric_name
 from luban.evaluation.pairing import Pairing
-from luban.evaluation.records import real, words
+from luban.evaluation.records import JsonObject, mapping, real, words
 from luban.evaluation.standing import Standing
 
 COLOURS = 8
@@ -35,6 +35,8 @@ _WRITTEN: dict[str, Callable[[float | None], Both]] = {
 
 def render_comparison(found: Comparison) -> str:
     """Return the page."""
+    unit = "rows" if all(side.records.unit == "rows" for side in found.sides) else "tokens"
+    primary = mapping(found.sides[0].records.evaluation.get("primary"))
     drawn = [chart for name in ("loss", "validation") if (chart := _chart(found.sides, name))]
     labels = [side.label for side in found.sides]
     return page.render(
@@ -45,21 +47,23 @@ def render_comparison(found: Comparison) -> str:
         runs=[_run(side, number) for number, side in enumerate(found.sides)],
         equal=bool(found.equal),
         figures=[_figure(name, values, labels) for name, values in found.figures.items()],
-        pairs=[_pair(labels[0], label, pairing) for label, pairing in found.pairings.items()],
+        pairs=[_pair(labels[0], label, pairing, primary) for label, pairing in found.pairings.items()],
         charts=drawn,
-        axes=[axis for axis in _AXES if any(axis in chart["over"] for chart in drawn)],
-        read_out=_read_out(drawn, labels),
+        unit=unit,
+        axes={axis: axis_name(axis, unit) for axis in _AXES if any(axis in chart["over"] for chart in drawn)},
+        read_out=_read_out(drawn, labels, unit),
         settings=_rows(found.settings, labels),
         machine=_rows(found.machine, labels),
         data=[{"label": label, "lines": list(lines)} for label, lines in found.data.items()],
         first=labels[0],
-        speeds=[_work(row.name, row.values, labels) for row in found.speeds],
+        speeds=[_work(row.name, row.values, labels, unit) for row in found.speeds],
     )
 
 
-def _work(name: str, values: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+def _work(name: str, values: Mapping[str, Any], labels: Sequence[str], unit: str) -> dict[str, Any]:
     written = [_WRITTEN[name](real(values.get(label))) for label in labels]
-    return {"name": both(f"compare.work.{name}"), "values": written}
+    shown = name.replace("tokens", unit)
+    return {"name": both(f"compare.work.{shown}"), "values": written}
 
 
 def _run(side: Side, number: int) -> dict[str, Any]:
@@ -74,11 +78,6 @@ def _run(side: Side, number: int) -> dict[str, Any]:
     }
 
 
-def _name(metric: str) -> Both:
-    key = f"metric.{metric}.name"
-    return both(key) if catalogue.has(key) else formats.same(page.plain(words(metric, 60)))
-
-
 def _figure(name: str, values: Mapping[str, Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
     cells = []
     for label in labels:
@@ -90,10 +89,10 @@ def _figure(name: str, values: Mapping[str, Mapping[str, Any]], labels: Sequence
         elif low is not None and high is not None and high > low:
             note = formats.same(f"{formats.number(low)['en']} – {formats.number(high)['en']}")
         cells.append({"value": formats.number(real(entry.get("value"))), "note": note})
-    return {"name": _name(name), "cells": cells}
+    return {"name": metric_name(name), "cells": cells}
 
 
-def _pair(first: str, label: str, pairing: Pairing) -> dict[str, Any]:
+def _pair(first: str, label: str, pairing: Pairing, primary: JsonObject) -> dict[str, Any]:
     told: dict[str, Any] = {
         "label": page.visible(label),
         "first": page.visible(first),
@@ -108,23 +107,34 @@ def _pair(first: str, label: str, pairing: Pairing) -> dict[str, Any]:
         room = 1.15 * max(abs(low), abs(high), abs(middle)) or 1.0
         within = Scale(-room, room, (0.0,))
         values = {"value": _signed(middle), "low": _signed(low), "high": _signed(high)}
-        verdict = "lower" if high < 0 else "higher" if low > 0 else "same" if low == high == 0 else "open"
+        verdict = _verdict(low, high, lower_is_better(name, primary))
         told["rows"].append(
             {
-                "name": _name(name),
+                "name": metric_name(name),
                 **values,
                 "verdict": both(f"compare.pair.{verdict}"),
-                "clear": verdict in ("lower", "higher"),
+                "clear": verdict not in ("open", "same"),
                 "bar": interval_bar(
                     middle,
                     low,
                     high,
                     within,
-                    both("report.evaluation.interval_chart", name=_name(name), **values),
+                    both("report.evaluation.interval_chart", name=metric_name(name), **values),
                 ),
             }
         )
     return told
+
+
+def _verdict(low: float, high: float, lower: bool) -> str:
+    """Say what an interval of a difference shows; `lower` says whether less is better."""
+    if low == high == 0:
+        return "same"
+    if low <= 0 <= high:
+        return "open"
+    if high < 0:
+        return "lower" if lower else "lower_worse"
+    return "higher" if lower else "higher_better"
 
 
 def _signed(value: float) -> Both:
@@ -178,7 +188,7 @@ def _chart(sides: Sequence[Side], name: str) -> dict[str, Any] | None:
 def _curve(side: Side, name: str) -> tuple[Floats, Floats]:
     if name == "loss":
         return side.records.train["step"], smooth(side.records.train["loss"])
-    return side.records.evaluations["step"], side.records.evaluations["loss"]
+    return side.records.evaluations["step"], side.records.evaluations[side.records.validation]
 
 
 def _places(side: Side, axis: str, steps: Floats) -> Floats:
@@ -211,8 +221,9 @@ def _read(axis: str, across: Scale, places: Sequence[Floats], heights: Sequence[
     return columns
 
 
-def _read_out(charts: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
-    names = {axis: both(f"report.read.{axis}") for axis in _AXES}
+def _read_out(charts: Sequence[Mapping[str, Any]], labels: Sequence[str], unit: str) -> dict[str, Any]:
+    read = {axis: axis.replace("tokens", unit) for axis in _AXES}
+    names = {axis: both(f"report.read.{name}") for axis, name in read.items()}
     names |= {f"run-{number}": formats.same(page.plain(label)) for number, label in enumerate(labels)}
     tables = {name: json_table(table) for chart in charts for name, table in chart["tables"].items()}
     return {"names": names, "tables": tables}

@@ -6,6 +6,7 @@ bootstrap interval of their difference; where the texts differ it is said why th
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from luban.errors import CheckpointError, InputError
 from luban.evaluation.figures import median
 from luban.evaluation.pairing import Measured, Pairing, pair
 from luban.evaluation.records import (
+    EVALUATION,
     JsonObject,
     RunRecords,
     mapping,
@@ -27,6 +29,7 @@ from luban.evaluation.records import (
 )
 from luban.evaluation.standing import Reached, Standing, is_run, reached, standing_of
 from luban.metrics.document_losses import DocumentLosses
+from luban.metrics.row_scores import RowScores
 from luban.run import Run
 
 RESAMPLES = 2000
@@ -45,11 +48,12 @@ class Side:
     records: RunRecords
     came: Reached
     documents: DocumentLosses | None
+    rows: RowScores | None
     fingerprint: JsonObject
 
     def measured(self) -> Measured:
         """Return what is paired."""
-        return Measured(self.label, self.standing.state, self.documents)
+        return Measured(self.label, self.standing.state, self.documents, self.rows)
 
 
 @dataclass(frozen=True)
@@ -143,14 +147,16 @@ def _labels(folders: Sequence[str]) -> list[str]:
 
 def _side(label: str, folder: Path) -> Side:
     standing, records = standing_of(folder), read_run(folder)
-    try:
-        documents = DocumentLosses.read(Run(folder).documents) if standing.state == "finished" else None
-    except CheckpointError:
-        documents = None
+    documents = rows = None
+    if standing.state == "finished":
+        with contextlib.suppress(CheckpointError):
+            documents = DocumentLosses.read(Run(folder).documents)
+        with contextlib.suppress(CheckpointError):
+            rows = RowScores.read(Run(folder).rows)
     elsewhere = records.plan.get("data")
     place = elsewhere if isinstance(elsewhere, str) and "\0" not in elsewhere else "data"
     fingerprint = read_object(folder, f"{place}/fingerprint.json", {})
-    return Side(label, standing, records, reached(standing), documents, fingerprint)
+    return Side(label, standing, records, reached(standing), documents, rows, fingerprint)
 
 
 def _flat(value: JsonObject, prefix: str = "") -> dict[str, Any]:
@@ -260,7 +266,7 @@ def _figures(sides: Sequence[Side]) -> dict[str, dict[str, dict[str, Any]]]:
             found.setdefault(name, {})[side.label] = entry
         table = side.records.evaluations
         if not metrics and len(table):
-            for name in ("loss", "bits_per_byte", "perplexity"):
+            for name in table.names[len(EVALUATION) :]:
                 entry = {"value": real(float(table[name][-1])), "step": float(table["step"][-1])}
                 found.setdefault(name, {})[side.label] = entry
     primary = next(

@@ -23,9 +23,11 @@ from luban.evaluation.charts import (
     scale,
     smooth,
 )
+from luban.evaluation.metric_names import metric_name
 from luban.evaluation.records import RunRecords
 
 MAX_READ = 300
+_SCALES_OF_LOSS = {"loss", "log_loss", "bits_per_byte", "nats_per_character", "perplexity"}
 _UNITS = ((86400.0, "axis.days"), (3600.0, "axis.hours"), (60.0, "axis.minutes"), (1.0, "axis.seconds"))
 
 
@@ -56,8 +58,9 @@ class Curves:
         self._records = records
         self._loss = records.train["loss"]
         self._smoothed = smooth(self._loss)
+        self._validation = records.evaluations[records.validation]
         self._axes = self._all_axes()
-        self.axes = [over.axis for over in self._axes]
+        self.axes = {over.axis: axis_name(over.axis, records.unit) for over in self._axes}
         self._loss_scale = self._scale_of_loss()
 
     def __bool__(self) -> bool:
@@ -65,15 +68,27 @@ class Curves:
 
     def loss(self) -> Charts:
         """Training loss, raw and smoothed, and the validation points."""
-        validation = self._records.evaluations["loss"]
         drawn = []
         for over in self._axes:
             lines = [
                 Line("loss", over.train, self._loss, "c-loss", "faint"),
                 Line("smoothed", over.train, self._smoothed, "c-loss"),
-                Line("validation", over.evaluations, validation, "c-validation", "dots"),
+                Line("validation", over.evaluations, self._validation, "c-validation", "dots"),
             ]
-            drawn.append(self._draw(over, lines, "report.curve.loss_chart", self._loss_scale, "train"))
+            drawn.append(self._draw(over, lines, both("report.curve.loss_chart"), self._loss_scale, "train"))
+        return drawn
+
+    def primary(self) -> Charts:
+        """The figure that counts, at every evaluation; nothing where it is the loss, or the loss on another scale."""
+        name, drawn = self._records.primary, []
+        values = self._records.evaluations[name]
+        if name in _SCALES_OF_LOSS or not np.isfinite(values).any():
+            return []
+        up = scale([values], pad=0.06)
+        title = both("report.curve.primary_chart", name=metric_name(name))
+        for over in self._axes:
+            lines = [Line("primary", over.evaluations, values, "c-primary", "dots")]
+            drawn.append(self._draw(over, lines, title, up, "evaluations"))
         return drawn
 
     def learning_rate(self) -> Charts:
@@ -85,8 +100,9 @@ class Curves:
         return self._of_train("gradient_norm", "c-norm", "report.curve.norm_chart", smoothed=True)
 
     def speed(self) -> Charts:
-        """Tokens per second."""
-        return self._of_timings("tokens_per_second", "c-speed", "report.curve.speed_chart")
+        """Tokens, or rows, per second."""
+        titles = {"tokens": "report.curve.speed_chart", "rows": "report.curve.speed_chart_rows"}
+        return self._of_timings("tokens_per_second", "c-speed", titles[self._records.unit])
 
     def peak_share(self) -> Charts:
         """Share of the machine's measured peak."""
@@ -102,7 +118,7 @@ class Curves:
             fell = finite[-1] < finite[0]
             key = "report.curve.loss_caption" if fell else "report.curve.loss_caption_plain"
             said.append(both(key, steps=steps, last=last, first=first))
-        validation = self._records.evaluations["loss"]
+        validation = self._validation
         if np.isfinite(validation).any():
             best = int(np.nanargmin(np.where(np.isfinite(validation), validation, np.nan)))
             step = formats.whole(float(self._records.evaluations["step"][best]))
@@ -131,16 +147,34 @@ class Curves:
         timed = extremes(self._records.timings["tokens_per_second"], MAX_READ)
         timings = {over.axis: over.timings[timed] for over in self._axes}
         timings |= {name: self._records.timings[name][timed] for name in ("tokens_per_second", "peak_share")}
+        evaluations = {over.axis: over.evaluations for over in self._axes}
+        primary = self._records.primary
+        evaluations["primary"] = self._records.evaluations[primary]
         tables = {"train": train, "timings": timings}
+        if self.primary():
+            tables["evaluations"] = evaluations
         names = dict.fromkeys(column for table in tables.values() for column in table)
         return {
-            "names": {name: both(f"report.read.{name}") for name in names},
+            "names": {name: self._read_name(name) for name in names},
             "tables": {name: json_table(table) for name, table in tables.items()},
         }
 
+    def _read_name(self, column: str) -> Both:
+        if column == "primary":
+            return metric_name(self._records.primary)
+        if column == "validation":
+            return self.validation_name()
+        name = column.replace("tokens", self._records.unit)
+        return both(f"report.read.{name}")
+
+    def validation_name(self) -> Both:
+        """What the points beside the training loss are."""
+        log_loss = self._records.validation == "log_loss"
+        return both("report.read.validation_log_loss" if log_loss else "report.read.validation")
+
     def _validation_at(self, kept: Any) -> Floats:
         """The validation loss of the latest evaluation at or before each kept step."""
-        steps, loss = self._records.evaluations["step"], self._records.evaluations["loss"]
+        steps, loss = self._records.evaluations["step"], self._validation
         at = np.searchsorted(steps, self._records.train["step"][kept], side="right") - 1
         return np.where(at >= 0, loss[np.maximum(at, 0)], np.nan) if loss.size else np.full(len(kept), np.nan)
 
@@ -162,7 +196,7 @@ class Curves:
 
     def _scale_of_loss(self) -> Scale:
         """Fit the smoothed and the validation loss, and the raw loss where it is not far above them."""
-        validation = self._records.evaluations["loss"]
+        validation = self._validation
         fitted = scale([self._smoothed, validation])
         raw = self._loss[np.isfinite(self._loss)]
         if not raw.size:
@@ -198,14 +232,14 @@ class Curves:
             lines = [Line(table, x, values, colour, "line" if smoothed is None else "faint")]
             if smoothed is not None:
                 lines.append(Line(f"{table}-smoothed", x, smoothed, colour))
-            drawn.append(self._draw(over, lines, title, up, table, tick, small=True))
+            drawn.append(self._draw(over, lines, both(title), up, table, tick, small=True))
         return drawn
 
     def _draw(
         self,
         over: Over,
         lines: list[Line],
-        title: str,
+        title: Both,
         up: Scale,
         table: str,
         tick: Callable[[float], Both] = formats.tick,
@@ -216,7 +250,7 @@ class Curves:
         x = Scale(over.scale.low, over.scale.high, ticks)
         svg = line_chart(
             lines,
-            title=both(title),
+            title=title,
             x=x,
             y=up,
             x_axis=over.axis,
@@ -226,6 +260,12 @@ class Curves:
             small=small,
         )
         return over.axis, svg
+
+
+def axis_name(axis: str, unit: str) -> Both:
+    """Return what an axis is called; `tokens` are rows where `unit` says so."""
+    name = axis.replace("tokens", unit)
+    return both(f"report.axis.{name}")
 
 
 def place(steps: Floats, known: Floats, values: Floats) -> Floats:

@@ -16,6 +16,8 @@ from luban.evaluation.records import JsonObject, mapping, objects, real, words
 MAX_FILES = 12
 MAX_STEPS = 40
 MAX_EXAMPLES = 3
+MAX_COLUMNS = 12
+_COUNTED = {"tokens": ("documents", "characters", "size", "tokens"), "rows": ("rows",)}
 _LANGUAGE_COLOURS = {"en": "c-english", "zh": "c-chinese"}
 
 
@@ -31,8 +33,12 @@ def named(prefix: str, name: object) -> Markup:
     return page.translate(key) if catalogue.has(key) else Markup("<code>{}</code>").format(page.user(short))
 
 
-def data_section(report: JsonObject) -> dict[str, Any] | None:
-    """Return what the template shows of `data/report.json`; None without one."""
+def data_section(report: JsonObject, unit: str = "tokens") -> dict[str, Any] | None:
+    """Return what the template shows of `data/report.json`; None without one.
+
+    Arguments:
+        unit: what the run counts, `tokens` of texts or `rows`.
+    """
     if not report:
         return None
     files = objects(report.get("files"))
@@ -44,9 +50,13 @@ def data_section(report: JsonObject) -> dict[str, Any] | None:
         "files": [_file(file) for file in files[:MAX_FILES]],
         "more_files": formats.whole(len(files) - MAX_FILES) if len(files) > MAX_FILES else None,
         "languages": _languages(mapping(report.get("languages"))),
-        "cleaning": [_cleaning(step) for step in objects(report.get("cleaning"))[:MAX_STEPS]],
+        "columns": _columns(mapping(report.get("columns"))),
+        # Rows are not cleaned, and their report does not speak of it.
+        "cleaning": [_cleaning(step) for step in objects(report.get("cleaning"))[:MAX_STEPS]]
+        if "cleaning" in report or unit == "tokens"
+        else None,
         "bad_rows": _bad_rows(mapping(report.get("bad_rows"))),
-        "split": _split(mapping(report.get("split"))),
+        "split": _split(mapping(report.get("split")), _COUNTED[unit]),
         "overlap": _overlap(mapping(mapping(report.get("split")).get("overlap"))),
         "tokenizer": _tokenizer(mapping(report.get("tokenizer"))),
     }
@@ -126,20 +136,28 @@ def _bad_rows(bad: JsonObject) -> dict[str, Any]:
     }
 
 
-def _split(split: JsonObject) -> list[dict[str, Any]]:
-    parts = []
-    for name in ("train", "validation"):
-        part = mapping(split.get(name))
-        if part:
-            figures = {k: formats.count(real(part.get(k))) for k in ("documents", "characters", "tokens")}
-            parts.append(
-                {
-                    "name": both(f"report.data.{name}"),
-                    "size": formats.size(real(part.get("bytes"))),
-                    **figures,
-                }
-            )
-    return parts
+def _columns(roles: JsonObject) -> list[tuple[str, str]]:
+    """Which column is what, as far as it is said in words."""
+    told = []
+    for role, column in itertools.islice(roles.items(), MAX_COLUMNS):
+        names = [words(name, 80) for name in column] if isinstance(column, list) else [words(column, 80)]
+        if shown := ", ".join(filter(None, names[:MAX_COLUMNS])):
+            told.append((words(role, 60), shown))
+    return told
+
+
+def _split(split: JsonObject, counted: tuple[str, ...]) -> dict[str, Any] | None:
+    """What lies on each side, in columns of `counted`: (name or number, whether it needs a wide page)."""
+    parts = [(name, part) for name in ("train", "validation", "test") if (part := mapping(split.get(name)))]
+    if not parts:
+        return None
+    rows = []
+    for name, part in parts:
+        figures = {column: formats.count(real(part.get(column))) for column in counted}
+        figures |= {"size": formats.size(real(part.get("bytes")))} if "size" in counted else {}
+        cells = [(figures[column], column == "size") for column in counted]
+        rows.append({"name": both(f"report.data.{name}"), "cells": cells})
+    return {"heads": [(both(f"report.data.{column}"), column == "size") for column in counted], "rows": rows}
 
 
 def _overlap(overlap: JsonObject) -> dict[str, Any] | None:

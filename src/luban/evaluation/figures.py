@@ -6,10 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from luban import catalogue
 from luban.catalogue import Both, both
 from luban.evaluation import formats, page
+from luban.evaluation.metric_names import metric_meaning, metric_name, metric_unit
 from luban.evaluation.records import Floats, JsonObject, RunRecords, mapping, parameter_count, real, words
+
+_BESIDE = (
+    "perplexity",
+    "bits_per_byte",
+    "macro_f1",
+    "roc_auc",
+    "r2",
+    "mae",
+    "chrf",
+    "entity_precision",
+    "entity_recall",
+)
+_MOST = 3
 
 
 def median(values: Floats) -> float | None:
@@ -59,21 +72,21 @@ def _figure(
 
 def headline(records: RunRecords) -> list[dict[str, Any]]:
     """Return the key figures, the primary metric first: value, unit, name, meaning."""
-    parts = _metric_figures(records)
+    parts, unit = _metric_figures(records), records.unit
     seconds, tokens, steps, operations = (total(records, n) for n in ("seconds", "tokens", "steps", "flops"))
     if seconds is not None:
         meaning = both("report.figure.seconds_meaning")
         parts.append(_figure(formats.duration(seconds), "report.figure.seconds", meaning))
     if tokens is not None:
-        meaning = both("report.figure.tokens_meaning", steps=formats.whole(steps))
-        parts.append(_figure(formats.count(tokens), "report.figure.tokens", meaning))
+        meaning = both(f"report.figure.{unit}_meaning", steps=formats.whole(steps))
+        parts.append(_figure(formats.count(tokens), f"report.figure.{unit}", meaning))
     if (speed := median(records.timings["tokens_per_second"])) is not None:
         meaning = both("report.figure.speed_meaning")
     elif tokens is not None and seconds:
         speed, meaning = tokens / seconds, both("report.figure.speed_mean")
     if speed is not None:
         parts.append(
-            _figure(formats.count(speed), "report.figure.speed", meaning, unit="unit.tokens_per_second")
+            _figure(formats.count(speed), "report.figure.speed", meaning, unit=f"unit.{unit}_per_second")
         )
     peak, share = real(records.machine.get("peak_flops")), median(records.timings["peak_share"])
     if share is None and operations is not None and seconds and peak:
@@ -98,12 +111,10 @@ def headline(records: RunRecords) -> list[dict[str, Any]]:
 
 
 def _metric_figures(records: RunRecords) -> list[dict[str, Any]]:
-    """The primary metric first, with its interval; then perplexity and bits per byte."""
-    primary = words(mapping(records.evaluation.get("primary")).get("name"), 60)
-    primary = primary or words(mapping(records.result.get("primary")).get("name"), 60)
+    """The primary metric first, with its interval; then at most two that tell what it leaves out."""
     evaluated, told = mapping(records.evaluation.get("metrics")), mapping(records.result.get("metrics"))
     figures: list[dict[str, Any]] = []
-    for name in dict.fromkeys([primary or "bits_per_byte", "perplexity", "bits_per_byte"]):
+    for name in dict.fromkeys([records.primary, *_BESIDE]):
         metric = mapping(evaluated.get(name))
         value, note = real(metric.get("value")), _interval(metric)
         if value is None:
@@ -117,18 +128,17 @@ def _metric_figures(records: RunRecords) -> list[dict[str, Any]]:
             note = both("report.figure.latest", step=step)
         if value is None:
             continue
-        known = catalogue.has(f"metric.{name}.name")
         figures.append(
             {
                 "value": formats.number(value),
-                "name": both(f"metric.{name}.name") if known else formats.same(page.plain(name)),
-                "unit": both(f"metric.{name}.unit") if known else None,
-                "meaning": both(f"metric.{name}.meaning") if known else None,
+                "name": metric_name(name),
+                "unit": metric_unit(name),
+                "meaning": metric_meaning(name),
                 "note": note,
                 "primary": not figures,
             }
         )
-    return figures
+    return figures[:_MOST]
 
 
 def _interval(metric: JsonObject) -> Both | None:
@@ -185,7 +195,8 @@ def cost_rows(records: RunRecords) -> list[dict[str, Any]]:
                 {"name": both(f"report.cost.{kind}"), "value": formats.duration(pauses.seconds), "note": each}
             )
     if operations is not None:
-        note = both("report.cost.per_token", flops=formats.flops(operations / tokens)) if tokens else None
+        per = "report.cost.per_row" if records.unit == "rows" else "report.cost.per_token"
+        note = both(per, flops=formats.flops(operations / tokens)) if tokens else None
         rows.append({"name": both("report.cost.total"), "value": formats.flops(operations), "note": note})
     if operations is not None and tokens and steps:
         speed = median(records.timings["tokens_per_second"])

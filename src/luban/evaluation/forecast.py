@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from luban import catalogue
 from luban.catalogue import Both, both
 from luban.evaluation import formats, page
+from luban.evaluation.metric_names import metric_name
 from luban.evaluation.records import JsonObject, RunRecords, mapping, real, words
 
 _WRITTEN: dict[str, Callable[[float | None], Both]] = {
@@ -31,13 +31,12 @@ def forecast_rows(records: RunRecords) -> list[dict[str, Any]]:
     rows = []
     for name, write in _WRITTEN.items():
         if (said := real(predicted.get(name))) is not None:
-            rows.append(_row(both(f"report.forecast.{name}"), said, real(measured.get(name)), write))
+            shown = name.replace("tokens", records.unit)
+            rows.append(_row(both(f"report.forecast.{shown}"), said, real(measured.get(name)), write))
     came = mapping(measured.get("figures"))
     for name, value in itertools.islice(mapping(predicted.get("figures")).items(), _MAX_FIGURES):
         if (said := real(value)) is not None:
-            key = f"metric.{name}.name"
-            shown = both(key) if catalogue.has(key) else formats.same(page.plain(words(name, 60)))
-            rows.append(_row(shown, said, real(came.get(name)), formats.number))
+            rows.append(_row(metric_name(name), said, real(came.get(name)), formats.number))
     return rows
 
 

@@ -11,16 +11,18 @@ import numpy as np
 
 from luban.metrics.document_losses import DocumentLosses, Floats, Integers
 from luban.metrics.intervals import paired_interval
+from luban.metrics.row_scores import RowScores
 from luban.metrics.text_loss import LN2, MIN_DOCUMENTS
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run left of its evaluation: how it is called, how it stands, what each document cost."""
+    """What a run left of its evaluation: its name, how it stands, what each document cost or each row counted."""
 
     label: str
     state: str
     documents: DocumentLosses | None
+    rows: RowScores | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,17 @@ class Pairing:
 
 
 def pair(first: Measured, second: Measured, *, resamples: int) -> Pairing:
-    """Pair the figures of two runs over the units of text that both were measured on."""
+    """Pair the figures of two runs over the rows, or the units of text, that both were measured on."""
+    if first.rows is not None and second.rows is not None:
+        return _pair_rows(first, second, first.rows, second.rows, resamples)
     for side in (first, second):
         if side.documents is None:
             state = side.state
-            reason = "an earlier luban made it" if state == "finished" else f"it did not finish ({state})"
+            reason = (
+                "an earlier luban made it, or it is of rows and the other of text"
+                if state == "finished"
+                else f"it did not finish ({state})"
+            )
             return Pairing(f"{side.label} has no record of what each held-out document cost: {reason}")
     a, b = first.documents, second.documents
     assert a is not None and b is not None
@@ -74,6 +82,23 @@ def pair(first: Measured, second: Measured, *, resamples: int) -> Pairing:
     if count < 2:
         return Pairing("the held-out text is one piece: there is nothing to draw from")
     return Pairing(unit="windows", count=count, differences=_differences(pieces, resamples))
+
+
+def _pair_rows(first: Measured, second: Measured, a: RowScores, b: RowScores, resamples: int) -> Pairing:
+    shared = sum((Counter(a.digest.tolist()) & Counter(b.digest.tolist())).values())
+    if not (len(a.digest) == len(b.digest) == shared):
+        return Pairing(
+            f"the held-out rows differ: {shared:,} are in both, of {len(a.digest):,} in {first.label} "
+            f"and {len(b.digest):,} in {second.label}"
+        )
+    order_a, order_b = np.argsort(a.digest, kind="stable"), np.argsort(b.digest, kind="stable")
+    ones = np.ones(shared)
+    units: Units = {
+        name: ((scores[order_a], ones), (b.scores[name][order_b], ones))
+        for name, scores in a.scores.items()
+        if name in b.scores
+    }
+    return Pairing(unit="rows", count=shared, differences=_differences(units, resamples))
 
 
 Units = dict[str, tuple[tuple[Floats, Floats], tuple[Floats, Floats]]]

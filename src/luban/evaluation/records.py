@@ -26,11 +26,14 @@ MAX_SAMPLE_STEPS = 64
 MAX_PROMPTS = 8
 MAX_EVENTS = 400
 MAX_NUMBER = 1e100
+MAX_NAME = 60
 TAILS = (64 << 10, 1 << 20, 16 << 20)
 """How many bytes at the end of a log are looked at, the next where the one before did not suffice."""
 
 TRAIN = ("step", "tokens", "loss", "learning_rate", "gradient_norm")
-EVALUATION = ("step", "tokens", "loss", "bits_per_byte", "perplexity")
+EVALUATION = ("step", "tokens")
+MAX_FIGURES = 24
+"""How many figures of the evaluations while training are read, beside `EVALUATION`; a task names its own."""
 TIMING = ("step", "seconds", "tokens_per_second", "flops_per_second", "peak_share")
 
 
@@ -73,6 +76,29 @@ def objects(value: object) -> list[JsonObject]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
+def numbers(value: object, limit: int) -> list[float]:
+    """Return the first `limit` items of a list if all of them are numbers; else nothing.
+
+    Example:
+        >>> numbers([1, 2.5], 9), numbers([1, "2"], 9), numbers([1, 2, 3], 2)
+        ([1.0, 2.5], [], [1.0, 2.0])
+    """
+    found = [real(item) for item in value[:limit]] if isinstance(value, list) else []
+    kept = [item for item in found if item is not None]
+    return kept if len(kept) == len(found) else []
+
+
+def points(value: object, limit: int = 2000) -> NDArray[np.float64]:
+    """Return the pairs of numbers of a list as (points, 2); what is none is left out.
+
+    Example:
+        >>> points([[0, 0], [0.5], None, [1, 1]]).tolist()
+        [[0.0, 0.0], [1.0, 1.0]]
+    """
+    pairs = [numbers(item, 3) for item in value[:limit]] if isinstance(value, list) else []
+    return np.array([pair for pair in pairs if len(pair) == 2], dtype=np.float64).reshape(-1, 2)
+
+
 def parameter_count(plan: JsonObject) -> float | None:
     """Return how many parameters a plan.json says; None where it does not."""
     told = plan.get("parameters")
@@ -82,6 +108,10 @@ def parameter_count(plan: JsonObject) -> float | None:
 class Table:
     """Columns of numbers that grow row by row; a repeated step takes the place of what was logged before it.
 
+    Arguments:
+        names: the columns; `step` is among them.
+        room: how many columns may come besides, as rows name them.
+
     Example:
         >>> table = Table(("step", "loss"))
         >>> for step, loss in [(1, 3.0), (2, 2.5), (2, 2.4)]:
@@ -90,14 +120,22 @@ class Table:
         [3.0, 2.4]
     """
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
+    def __init__(self, names: tuple[str, ...], room: int = 0) -> None:
         self._columns = {name: array("d") for name in names}
+        self._most = len(names) + room
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns, in the order in which they came."""
+        return tuple(self._columns)
 
     def __len__(self) -> int:
         return len(self._columns["step"])
 
     def __getitem__(self, name: str) -> Floats:
+        """Return a column; NaN for one that no row named."""
+        if name not in self._columns:
+            return np.full(len(self), np.nan)
         return np.array(self._columns[name], dtype=np.float64)
 
     def add(self, row: JsonObject) -> None:
@@ -109,9 +147,18 @@ class Table:
         while steps and steps[-1] >= step:  # a resumed run logs again what it had not saved
             for column in self._columns.values():
                 column.pop()
+        if len(self._columns) < self._most:
+            self._take_in(row)
         for name, column in self._columns.items():
             value = real(row.get(name))
             column.append(math.nan if value is None else value)
+
+    def _take_in(self, row: JsonObject) -> None:
+        """Make columns of the figures that came for the first time; earlier rows had none."""
+        for name, value in row.items():
+            new = name not in self._columns and len(name) <= MAX_NAME and real(value) is not None
+            if new and len(self._columns) < self._most:
+                self._columns[name] = array("d", [math.nan] * len(self))
 
 
 @dataclass
@@ -133,7 +180,7 @@ class RunRecords:
     result: JsonObject = field(default_factory=dict)
     data: JsonObject = field(default_factory=dict)
     train: Table = field(default_factory=lambda: Table(TRAIN))
-    evaluations: Table = field(default_factory=lambda: Table(EVALUATION))
+    evaluations: Table = field(default_factory=lambda: Table(EVALUATION, MAX_FIGURES))
     timings: Table = field(default_factory=lambda: Table(TIMING))
     pauses: dict[str, Pauses] = field(default_factory=dict)
     samples: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
@@ -142,6 +189,32 @@ class RunRecords:
     event_count: int = 0
     unreadable: dict[str, int] = field(default_factory=dict)
     """File name -> how many of its lines could not be read; 0 when the whole file could not."""
+
+    @property
+    def task(self) -> str:
+        """The name of the task; empty where no file says it."""
+        return words(self.recipe.get("task") or self.result.get("task"), 40)
+
+    @property
+    def unit(self) -> str:
+        """What `tokens` of the logs counts: `tokens` of a language model, `rows` of every other task."""
+        return "tokens" if self.task in ("", "language-model") else "rows"
+
+    @property
+    def primary(self) -> str:
+        """The name of the figure that counts; empty where no file says it."""
+        told = (
+            mapping(self.evaluation.get("primary")).get("name"),
+            mapping(self.result.get("primary")).get("name"),
+            mapping(self.recipe.get("evaluate")).get("primary"),
+            *self.evaluations.names[len(EVALUATION) :][:1],  # an evaluation names the primary figure first
+        )
+        return next((name for one in told if (name := words(one, MAX_NAME))), "")
+
+    @property
+    def validation(self) -> str:
+        """The figure of the evaluations that is a loss like the one trained on; `loss` where there is none."""
+        return "loss" if "log_loss" not in self.evaluations.names else "log_loss"
 
 
 def read_run(run: Path) -> RunRecords:

@@ -29,7 +29,7 @@ document.addEventListener("DOMContentLoaded", () => {
     return wanted - sorted[low] < sorted[high] - wanted ? low : high;
   };
 
-  for (const plot of document.querySelectorAll("svg.plot")) {
+  for (const plot of document.querySelectorAll("svg.plot[data-table]")) {
     const { axis, table, x0, x1 } = plot.dataset;
     const columns = tables[table];
     const places = columns[axis];

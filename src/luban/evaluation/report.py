@@ -20,11 +20,13 @@ from luban.durable import DISK, FileSystem, write_text
 from luban.errors import InputError
 from luban.evaluation import formats, page
 from luban.evaluation.charts import Scale, interval_bar
-from luban.evaluation.curves import Curves
+from luban.evaluation.curves import Curves, axis_name
 from luban.evaluation.data_section import data_section, named
 from luban.evaluation.figures import cost_rows, headline, machine_rows, median, parameters, total
 from luban.evaluation.forecast import chosen_rows, forecast_rows
+from luban.evaluation.metric_names import metric_meaning, metric_name, metric_unit, named_first
 from luban.evaluation.records import (
+    EVALUATION,
     MAX_EVENTS,
     JsonObject,
     RunRecords,
@@ -35,10 +37,12 @@ from luban.evaluation.records import (
     words,
 )
 from luban.evaluation.standing import Standing, next_command, standing_of
+from luban.evaluation.task_sections import task_sections
 
 REPORT = "report.html"
 MAX_SAMPLES_SHOWN = 8
 MAX_EVALUATIONS_SHOWN = 30
+MAX_FIGURES_SHOWN = 8
 MAX_PASSAGES = 5
 
 
@@ -78,7 +82,7 @@ def folder_name(run: Path) -> str:
 def render_report(records: RunRecords, folder: str, standing: Standing) -> str:
     """Return the page. `folder` is what the commands of the page call the run folder."""
     curves = Curves(records)
-    status = standing.state
+    status, unit = standing.state, records.unit
     context = {
         "heading": _heading(records),
         "folder": page.plain(folder),
@@ -95,12 +99,17 @@ def render_report(records: RunRecords, folder: str, standing: Standing) -> str:
         "evaluations": _evaluations(records),
         "samples": _samples(records),
         "evaluation": _evaluation(records.evaluation),
-        "data": data_section(records.data),
+        "shown": task_sections(records),
+        "unit": unit,
+        "tokens_name": axis_name("tokens", unit),
+        "speed_unit": page.translate(f"unit.{unit}_per_second"),
+        "primary_name": metric_name(records.primary),
+        "data": data_section(records.data, unit),
         "machine": machine_rows(records),
         "cost": cost_rows(records),
         "forecast": forecast_rows(records),
         "chosen": chosen_rows(records),
-        "commands": _commands(folder, standing),
+        "commands": _commands(folder, standing, unit),
         "recipe": _recipe(records.recipe),
         "events": _events(records),
     }
@@ -109,7 +118,8 @@ def render_report(records: RunRecords, folder: str, standing: Standing) -> str:
 
 def _data_name(records: RunRecords) -> Both:
     files = [words(file.get("name"), 120) for file in objects(records.data.get("files"))]
-    source = mapping(records.recipe.get("data")).get("source")
+    settings = mapping(records.recipe.get("data"))
+    source = settings.get("source", settings.get("train"))
     sources = (
         [words(s, 300) for s in source if isinstance(s, str)] if isinstance(source, list) else [words(source)]
     )
@@ -126,8 +136,8 @@ def _data_name(records: RunRecords) -> Both:
 
 
 def _heading(records: RunRecords) -> dict[str, Any]:
-    task = f"task.{words(records.recipe.get('task') or records.result.get('task'), 40)}"
-    what = both(task if catalogue.has(task) else "task.unknown")
+    name = records.task
+    what = both(f"task.{name}" if catalogue.has(f"task.{name}") else "task.unknown")
     size, data = parameters(records), _data_name(records)
     key = "report.title" if size is not None else "report.title_no_size"
     details = []
@@ -184,18 +194,20 @@ def _ending(standing: Standing, folder: str) -> dict[str, Any] | None:
     }
 
 
-def _evaluations(records: RunRecords) -> list[dict[str, Any]]:
-    """The evaluations during training as rows of a table, at most 30 of them."""
+def _evaluations(records: RunRecords) -> dict[str, Any]:
+    """The evaluations during training as a table: at most 30 rows, of at most 8 figures, the primary one first."""
     table = records.evaluations
-    columns = {name: table[name] for name in table.names}
-    return [
+    names = named_first(list(table.names[len(EVALUATION) :]), records.primary)[:MAX_FIGURES_SHOWN]
+    columns = {name: table[name] for name in (*EVALUATION, *names)}
+    rows = [
         {
             "step": formats.whole(float(columns["step"][i])),
             "tokens": formats.count(float(columns["tokens"][i])),
-            **{n: formats.number(float(columns[n][i])) for n in ("loss", "bits_per_byte", "perplexity")},
+            "figures": [formats.number(float(columns[name][i])) for name in names],
         }
         for i in _spread(len(table), MAX_EVALUATIONS_SHOWN)
     ]
+    return {"names": [metric_name(name) for name in names], "rows": rows}
 
 
 def _spread(count: int, limit: int) -> list[int]:
@@ -208,7 +220,7 @@ def _samples(records: RunRecords) -> dict[str, Any] | None:
     if not records.samples:
         return None
     steps = list(records.samples)
-    at, loss = records.evaluations["step"], records.evaluations["loss"]
+    at, loss = records.evaluations["step"], records.evaluations[records.validation]
     points = []
     for step in (steps[i] for i in _spread(len(steps), MAX_SAMPLES_SHOWN)):
         found = np.flatnonzero(at == step)
@@ -243,7 +255,9 @@ def _evaluation(evaluation: JsonObject) -> dict[str, Any] | None:
     counts = mapping(evaluation.get("counts"))
     widest = max((_relative_width(metric) for metric in metrics.values()), default=0.0)
     return {
-        "documents": formats.whole(real(counts.get("documents"))) if counts else None,
+        "documents": formats.whole(real(counts.get("documents"))) if "documents" in counts else None,
+        "rows": formats.whole(real(counts.get("rows"))) if "rows" in counts else None,
+        "folds": formats.whole(real(counts.get("folds"))) if "folds" in counts else None,
         "tokens": formats.count(real(counts.get("tokens"))),
         "bytes": formats.size(real(counts.get("bytes"))),
         "metrics": [_metric_row(name, metric, name == primary, widest) for name, metric in metrics.items()],
@@ -263,13 +277,11 @@ def _relative_width(metric: JsonObject) -> float:
 def _metric_row(name: str, metric: JsonObject, primary: bool, widest: float) -> dict[str, Any]:
     """One row of the table; the bars of all rows show relative widths and so can be compared."""
     value, low, high = (real(metric.get(key)) for key in ("value", "low", "high"))
-    short = words(name, 60)
-    known = catalogue.has(f"metric.{short}.name")
-    shown = both(f"metric.{short}.name") if known else formats.same(page.plain(short))
+    shown = metric_name(name)
     row: dict[str, Any] = {
         "name": shown,
-        "unit": both(f"metric.{short}.unit") if known else None,
-        "meaning": both(f"metric.{short}.meaning") if known else None,
+        "unit": metric_unit(name),
+        "meaning": metric_meaning(name),
         "value": formats.number(value),
         "primary": primary,
         "low": None,
@@ -296,13 +308,19 @@ def _passage(passage: JsonObject) -> dict[str, Any]:
     }
 
 
-def _commands(folder: str, standing: Standing) -> list[dict[str, Any]]:
+def _commands(folder: str, standing: Standing, unit: str) -> list[dict[str, Any]]:
     model = shlex.quote(page.plain(f"{folder}/model"))
     commands = []
     if standing.state != "finished" and (go_on := next_command(standing, page.plain(folder))):
         commands.append({"name": both("report.next.resume"), "code": formats.same(go_on)})
-    prompts = {k: f"luban predict {model} {shlex.quote(v)}" for k, v in both("report.next.prompt").items()}
-    commands.append({"name": both("report.next.predict"), "code": prompts})
+    if unit == "tokens":
+        prompts = {
+            k: f"luban predict {model} {shlex.quote(v)}" for k, v in both("report.next.prompt").items()
+        }
+        commands.append({"name": both("report.next.predict"), "code": prompts})
+    else:
+        asked = formats.same(f"luban predict {model} --input FILE")
+        commands.append({"name": both("report.next.predict_rows"), "code": asked})
     commands.append(
         {"name": both("report.next.evaluate"), "code": formats.same(f"luban evaluate {model} --data FILE")}
     )

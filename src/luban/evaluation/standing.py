@@ -232,7 +232,9 @@ def reached(standing: Standing) -> Reached:
         real(train.get("tokens")),
         real(mapping(timed.get("train")).get("seconds")),
     )
-    name = words(mapping(standing.recipe.get("evaluate")).get("primary"), 60) or "bits_per_byte"
+    # A recipe that names no primary figure takes the task's own, which every evaluation names first.
+    first = next((name for name in evaluation if name not in ("kind", "step", "tokens")), "")
+    name = words(mapping(standing.recipe.get("evaluate")).get("primary"), 60) or words(first, 60)
     primary = {"name": name, "value": real(evaluation.get(name)), "step": real(evaluation.get("step"))}
     return Reached(step, tokens, seconds, _share(standing, step, tokens, seconds), primary)
 
@@ -266,7 +268,8 @@ def next_command(standing: Standing, folder: str | None = None) -> str | None:
     name = str(standing.folder) if folder is None else folder
     run = shlex.quote(name)
     if standing.state == "finished":
-        return f"luban predict {run} 'Once upon a time'"
+        asked = "'Once upon a time'" if _continues_text(standing) else "--input FILE"
+        return f"luban predict {run} {asked}"
     if standing.state in ("live", "broken", "empty"):
         return None
     if not standing.repeats:
@@ -275,6 +278,10 @@ def next_command(standing: Standing, folder: str | None = None) -> str | None:
     lower = f"train.learning_rate={rate / 2:g}" if rate else "train.learning_rate=0.001"
     recipe, out = shlex.quote(f"{name}/recipe.json"), shlex.quote(f"{name}-2")
     return f"luban train {recipe} {lower} --out {out}"
+
+
+def _continues_text(standing: Standing) -> bool:
+    return words(standing.recipe.get("task"), 60) in ("", "language-model")
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:

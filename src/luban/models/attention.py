@@ -67,7 +67,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
     """
     grouped = queries.shape[1] != keys.shape[1]
     # A single query is the last token: it sees every key.
-    causal = mask is None and queries.shape[2] > 1
+    causal = mask is None and bool(queries.shape[2] > 1)
     return F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped
     )

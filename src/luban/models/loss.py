@@ -20,7 +20,13 @@ _PLAIN_BYTES = 4 << 20  # smaller logits stay in cache; then the plain path is a
 
 
 def cross_entropy_sum(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tokens: int = 512, bias: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk_tokens: int = 512,
+    bias: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed negative log-likelihood of `targets`, in nats, and how many targets count.
 
@@ -33,6 +39,8 @@ def cross_entropy_sum(
         targets: (...) int64; -100 is ignored, and costs nothing.
         chunk_tokens: how many tokens' logits are held at once.
         bias: (vocab_size,).
+        label_smoothing: share of each target spread evenly over the vocabulary (C. Szegedy et al., "Rethinking the
+            Inception architecture", 2016).
 
     Shapes:
         both results are scalars; the loss is float32, or float64 for float64 states.
@@ -47,12 +55,15 @@ def cross_entropy_sum(
     count = counted.sum()
     if flat.numel() * weight.shape[0] * 4 <= _PLAIN_BYTES:
         logits = F.linear(states, weight, bias)
-        return F.cross_entropy(_wide(logits), flat, ignore_index=IGNORED, reduction="sum"), count
+        loss = F.cross_entropy(
+            _wide(logits), flat, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
+        )
+        return loss, count
     if int(count) < flat.numel():
         kept = counted.nonzero().squeeze(1)
         states, flat = states[kept], flat[kept]
     apply: Callable[..., Tensor] = _ChunkedCrossEntropy.apply
-    return apply(states, weight, bias, flat, chunk_tokens), count
+    return apply(states, weight, bias, flat, chunk_tokens, label_smoothing), count
 
 
 @torch.no_grad()
@@ -84,7 +95,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_tokens: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk_tokens: int,
+        smoothing: float,
     ) -> Tensor:
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
@@ -104,10 +121,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 slopes = torch.log_softmax(
                     logits, dim=-1, dtype=wide
                 )  # (chunk, vocab_size), slopes two lines on
-                loss -= slopes.gather(1, wanted).sum()
+                loss -= (1.0 - smoothing) * slopes.gather(1, wanted).sum()
+                if smoothing:
+                    loss -= smoothing * slopes.mean(1).sum()
                 if not (needs_hidden or needs_weight or needs_bias):
                     continue
-                slopes = slopes.exp_().scatter_add_(1, wanted, slopes.new_full(wanted.shape, -1.0))
+                slopes = slopes.exp_().scatter_add_(1, wanted, slopes.new_full(wanted.shape, smoothing - 1.0))
+                if smoothing:
+                    slopes -= smoothing / slopes.shape[1]
                 if for_bias is not None:
                     for_bias += slopes.sum(0)
                 slopes = slopes.to(dtype)
@@ -126,7 +147,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if slope is None else (slope * gradients[0]).to(dtype)
             for slope, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
 
 
 def _add_product(total: Tensor, slopes: Tensor, states: Tensor) -> None:

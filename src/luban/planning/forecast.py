@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from luban.planning.rehearsal import Rehearsal
 from luban.recipe import Interval, TrainRecipe
 from luban.training.compiling import SECONDS_TO_COMPILE, SHARE_SAVED
 from luban.training.loop import EVALUATIONS
+from luban.training.schedules import Budget
 
 LOG_BYTES_PER_STEP = 330
 """Bytes that metrics.jsonl and timings.jsonl grow by in a step."""
@@ -55,14 +56,6 @@ def evaluations_of(settings: TrainRecipe, rehearsal: Rehearsal) -> int:
     return max(2, min(EVALUATIONS, int(affordable)))
 
 
-def steps_of(settings: TrainRecipe, rehearsal: Rehearsal) -> int:
-    """Return the steps of a budget of steps or tokens."""
-    if settings.steps is not None:
-        return settings.steps
-    assert settings.tokens is not None, "a budget of minutes has no number of steps"
-    return math.ceil(settings.tokens / rehearsal.step_tokens)
-
-
 def forecast(
     settings: TrainRecipe,
     rehearsal: Rehearsal,
@@ -71,6 +64,7 @@ def forecast(
     compiled: bool,
     data_bytes: int,
     model_bytes: int,
+    epoch: Callable[[int], float] | None = None,
 ) -> Forecast:
     """Add up what a run will cost.
 
@@ -80,18 +74,22 @@ def forecast(
         evaluations: how many a run without `evaluate_every` makes.
         compiled: whether torch.compile is on.
         data_bytes: prepared data within the run folder. model_bytes: the model folder.
+        epoch: the learner's; a budget of epochs needs it.
     """
     step = rehearsal.step_seconds * (1.0 - SHARE_SAVED if compiled else 1.0)
     costs = _replace_step(rehearsal, step)
     start = SECONDS_TO_COMPILE if compiled else 0.0
-    if settings.minutes is None:
-        steps = steps_of(settings, costs)
+    counted = Budget(settings, epoch).steps_in(costs.step_tokens)
+    if counted is not None:
+        steps = counted
         training = start + _with_interruptions(settings, costs, steps, evaluations)
     else:
+        assert settings.minutes is not None, "a budget that cannot be counted is one of minutes"
         training = 60.0 * settings.minutes
         steps = _steps_within(settings, costs, training - start, evaluations)
-    kept = settings.keep + (1 if settings.patience is not None else 0)
-    kept = min(kept, _checkpoints(settings, steps, training))
+    kept = settings.keep + (1 if settings.keeps_best else 0)
+    if not settings.keeps_best:  # which saves at every better evaluation too
+        kept = min(kept, _checkpoints(settings, steps, training))
     return Forecast(
         steps=steps,
         tokens=steps * costs.step_tokens,

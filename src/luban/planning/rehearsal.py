@@ -21,9 +21,9 @@ import torch
 from luban.durable import DISK, FileSystem
 from luban.errors import NonFiniteError, Stopped
 from luban.machine import peak_rss_bytes
-from luban.recipe import Interval, TrainRecipe
+from luban.recipe import BUDGETS, Interval, TrainRecipe
 from luban.signals import StopRequest
-from luban.tasks.base import Task
+from luban.tasks.base import Learner
 from luban.training.checkpoints import Checkpoints
 from luban.training.compiling import Compiling
 from luban.training.loop import Loop
@@ -86,7 +86,7 @@ class _Timings:
 
 
 def rehearse(
-    task: Task,
+    task: Learner,
     settings: TrainRecipe,
     folder: Path,
     *,
@@ -143,7 +143,7 @@ def rehearse(
 
 
 def _perform(
-    task: Task,
+    task: Learner,
     settings: TrainRecipe,
     scratch: Path,
     plan: Plan,
@@ -158,12 +158,13 @@ def _perform(
     never = Interval(steps=steps + 1)
     brief = settings.model_copy(
         update={
-            "minutes": None,
-            "tokens": None,
+            **dict.fromkeys(BUDGETS),
             "steps": steps,
             "evaluate_every": never,
             "checkpoint_every": never,
             "patience": None,
+            "keep_best": False,
+            "target": None,
             # Steps too small to leave the neighbourhood: what is learned here is only what a step costs.
             "learning_rate": 1e-9,
         }
@@ -193,7 +194,7 @@ def _perform(
     return timings, sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
 
 
-def _final(task: Task, forward: Callable[[], contextlib.AbstractContextManager[Any]]) -> float:
+def _final(task: Learner, forward: Callable[[], contextlib.AbstractContextManager[Any]]) -> float:
     """Return how long the evaluation of all held-out data should take, from its largest batch."""
     task.model.eval()
     best = float("inf")

@@ -12,7 +12,14 @@ from luban.recipe import Recipe
 if TYPE_CHECKING:
     from luban.tasks.base import Task
 
-_OWN = {"language-model": ("luban.tasks.language_model", "LanguageModel")}
+_OWN = {
+    "language-model": ("luban.tasks.language_model", "LanguageModel"),
+    "text-classification": ("luban.tasks.text_classification", "TextClassification"),
+    "image-classification": ("luban.tasks.image_classification", "ImageClassification"),
+    "tabular": ("luban.tasks.tabular", "Tabular"),
+    "translation": ("luban.tasks.translation", "Translation"),
+    "sequence-labelling": ("luban.tasks.sequence_labelling", "SequenceLabelling"),
+}
 GROUP = "luban.tasks"
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from luban.data.fingerprint import Fingerprint
+from luban.durable import FileSystem
 from luban.metrics.document_losses import DocumentLosses
+from luban.metrics.row_scores import RowScores
 from luban.recipe import Recipe
 
 
@@ -26,8 +30,12 @@ class Evaluation:
     counts: Mapping[str, int] = field(default_factory=dict)
     worst: Sequence[Mapping[str, Any]] = ()
     best: Sequence[Mapping[str, Any]] = ()
+    sections: Mapping[str, Any] = field(default_factory=dict)
+    """What else the report shows, by name (`classification`, `errors`, ...): JSON, part of evaluation.json."""
     documents: DocumentLosses | None = None
     """What each document cost, for a comparison in pairs; not part of evaluation.json."""
+    rows: RowScores | None = None
+    """The same of rows."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the form of evaluation.json."""
@@ -41,6 +49,7 @@ class Evaluation:
             "counts": dict(self.counts),
             "worst": [_passage(passage) for passage in self.worst],
             "best": [_passage(passage) for passage in self.best],
+            **self.sections,
         }
 
     def _with_interval(self, name: str) -> dict[str, float | None]:
@@ -82,28 +91,40 @@ class Machine:
     memory_bytes: int
 
 
-class Task(Protocol):
-    """One thing to learn. A class of this shape, found by name, is all that training needs."""
+class Data(Protocol):
+    """Prepared data, opened."""
 
-    name: ClassVar[str]
-    recipe: ClassVar[type[Recipe]]
+    folder: Path
+    report: dict[str, Any]
+    fingerprint: dict[str, Any]
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens (or rows) of the training side: an epoch."""
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Return the counts of each split, by the names of their units."""
+
+
+class Model(Protocol):
+    """A finished model, ready to answer."""
+
+    task: str
+    """The task's name."""
+    module: nn.Module
+    state: Mapping[str, Any]
+    """What the task keeps in the model folder besides weights and tokenizers."""
+
+    def predict(self, rows: Sequence[Any], **settings: Any) -> list[dict[str, Any]]:
+        """Answer rows, in order; `{"row", "error"}` stands for one that is none."""
+
+
+class Learner(Protocol):
+    """What a run trains: a model with its data. What `luban.training` asks of it, and the verbs besides."""
+
     model: nn.Module
     minimise: bool
-    tokenizer: Any
-    """What the model folder keeps to read raw input; None for a task without one."""
-
-    @staticmethod
-    def prepare(
-        recipe: Any, folder: Path, *, stop: Callable[[], None], progress: Callable[[str, float], None]
-    ) -> Any:
-        """Turn the recipe's data into what training reads, in `folder`, whole or not at all; returns it opened."""
-
-    @staticmethod
-    def choose(recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
-        """Choose a value for each key that the recipe leaves open (`train.batch`), from budget, data and machine."""
-
-    def __init__(self, recipe: Any, prepared: Any, *, start: Any = None) -> None:
-        """Build the model, freshly initialised or from a loaded model folder."""
+    """Whether a smaller primary figure is better."""
 
     def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> Sequence[Any]:
         """Return a rank's micro-batches of a step, of at most `size` rows if it is given; a pure function."""
@@ -138,5 +159,127 @@ class Task(Protocol):
     def samples(self) -> Sequence[Mapping[str, str]]:
         """Show what the model does now: prompt and answer."""
 
-    def state(self) -> dict[str, Any]:
-        """Return what the model folder keeps besides weights and tokenizer."""
+    def config(self) -> dict[str, Any]:
+        """Return the model's configuration, as config.json of its folder has it."""
+
+    def usage(self) -> Usage:
+        """Say how others use the model: for its card."""
+
+    def save(self, folder: Path, card: str, fs: FileSystem) -> None:
+        """Write the model folder, whole or not at all."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How a model is used.
+
+    Attributes:
+        pipeline: the hub's name of what it does, such as `text-generation`. library: what loads it.
+        code: Python that loads it. caution: what a user should know.
+    """
+
+    pipeline: str
+    library: str
+    code: str
+    caution: str
+
+
+class Task(Protocol):
+    """One thing to learn: a class of this shape, found by name. Everything else in luban is the same for all."""
+
+    name: ClassVar[str]
+    recipe: ClassVar[type[Recipe]]
+
+    @staticmethod
+    def prepare(
+        recipe: Any, folder: Path, *, stop: Callable[[], None], progress: Callable[[str, float], None]
+    ) -> Any:
+        """Turn the recipe's data into what training reads, in `folder`, whole or not at all; returns it opened."""
+
+    @staticmethod
+    def open(folder: Path) -> Any:
+        """Open what `prepare` made."""
+
+    @staticmethod
+    def fingerprint(recipe: Any) -> Fingerprint:
+        """Return the fingerprint the recipe's data would have now; prepare nothing."""
+
+    @staticmethod
+    def choose(recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
+        """Choose a value for each key that the recipe leaves open (`train.batch`), from budget, data and machine."""
+
+    @classmethod
+    def learner(cls, recipe: Any, prepared: Any, *, start: Any = None) -> Learner:
+        """Build the model, freshly initialised or from what `start` gave."""
+
+    @staticmethod
+    def start(folder: Path) -> Any:
+        """Read the model that a run starts from."""
+
+    @staticmethod
+    def start_again(config: Mapping[str, Any]) -> Any:
+        """Return what `start` gave, its weights aside: a run that goes on takes these from its checkpoint."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Model:
+        """Read a model folder."""
+
+    @classmethod
+    def measure(
+        cls,
+        model: Any,
+        source: Any,
+        *,
+        recipe: Any,
+        stop: Callable[[], None],
+        progress: Callable[[str, float], None],
+        **options: Any,
+    ) -> Evaluation:
+        """Measure a loaded model.
+
+        Arguments:
+            source: files, or the `Data` of the run it came from.
+            recipe: of that run; None where there is none.
+            options: the task's own; one it does not know is an InputError.
+        """
+
+    @classmethod
+    def sample(cls, count: int, draws: random.Random) -> list[dict[str, Any]]:
+        """Return raw rows that can be learned, made up: for the self-test, and for a first lesson."""
+
+    @classmethod
+    def example(cls, rows: str) -> dict[str, Any]:
+        """Return a recipe, without its budget, that learns from a file of `sample` rows within seconds."""
+
+    @staticmethod
+    def graph(model: Any) -> Graph:
+        """Return a loaded model as a graph."""
+
+    @classmethod
+    def read(cls, path: Path) -> Iterator[Any]:
+        """Yield the rows of a file or folder to be answered; a `Broken` in the place of one that is none."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model as a graph, for the export.
+
+    Attributes:
+        module: takes the tensors of `probe` by name. outputs: names of what it returns.
+        dynamic: axes of free size, by input and number.
+        probe: made-up inputs for so many rows, from a seed; their free axes differ with the seed.
+        beside: writes what the folder of the graph needs besides, luban.json among it.
+    """
+
+    module: nn.Module
+    outputs: Sequence[str]
+    dynamic: Mapping[str, Mapping[int, str]]
+    probe: Callable[[int, int], dict[str, Tensor]]
+    beside: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What is no row, and why."""
+
+    why: str

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from luban.data.fingerprint import Fingerprint, fingerprint_of
 from luban.data.prepare import Prepared, prepare
-from luban.data.shards import TokenShards
 from luban.data.tokenizer import Tokenizer
-from luban.data.windows import WindowBatch, Windows, sequential
+from luban.data.windows import WindowBatch, Windows
+from luban.durable import FileSystem
 from luban.errors import InputError
-from luban.metrics.document_losses import document_losses
-from luban.metrics.text_loss import LN2, TextLoss
-from luban.model_folder import LoadedModel
-from luban.models.decoder import Decoder, DecoderConfig
+from luban.metrics.text_loss import TextLoss
+from luban.model_folder import LoadedModel, load_model, save_model
+from luban.models.decoder import DecoderConfig
 from luban.models.flops import step_flops
-from luban.models.gpt2 import GPT2, GPT2Config
-from luban.models.layouts import new_module, write_config
+from luban.models.gpt2 import GPT2Config
+from luban.models.layouts import new_module, read_config, write_config
 from luban.models.loss import cross_entropy_sum, token_losses
 from luban.models.rope import Llama3Scaling
 from luban.recipe import DecoderModel, LanguageModelRecipe, settled
-from luban.tasks.base import Choice, Evaluation, Machine
+from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
 from luban.tasks.text_budget import FITTED_STEPS, choose, expected_loss, text_of
+from luban.tasks.text_evaluation import (
+    EVALUATION_TOKENS,
+    LanguageModule,
+    evaluation_of,
+    measure,
+    measure_text,
+    openings,
+)
 from luban.tasks.text_generation import generate_text
-
-LanguageModule = Decoder | GPT2
+from luban.tasks.text_model import USAGE, TextModel, load_text_model, prompts_of, text_graph
 
 MICRO_BATCH_TOKENS = 16_384
 QUICK_TOKENS = 16_384
-EVALUATION_TOKENS = 8_192
-SHOWN = 5
 SHOWN_TOKENS = 16
 
 
@@ -87,6 +92,89 @@ class LanguageModel:
     ) -> dict[str, Choice]:
         """Choose shape, length, batch, rate and tokens where the recipe leaves them open."""
         return choose(recipe, prepared, machine, start)
+
+    @staticmethod
+    def open(folder: Path) -> Prepared:
+        """Open prepared text."""
+        return Prepared(folder)
+
+    @staticmethod
+    def fingerprint(recipe: LanguageModelRecipe) -> Fingerprint:
+        """Return the fingerprint the text would have now."""
+        return fingerprint_of(recipe.data)
+
+    @classmethod
+    def learner(
+        cls, recipe: LanguageModelRecipe, prepared: Prepared, *, start: LoadedModel | None = None
+    ) -> LanguageModel:
+        """Build the model: a language model is its own learner."""
+        return cls(recipe, prepared, start=start)
+
+    @staticmethod
+    def start(folder: Path) -> LoadedModel:
+        """Read the model that a run starts from, of any family luban reads."""
+        return load_model(folder)
+
+    @staticmethod
+    def start_again(config: Mapping[str, Any]) -> LoadedModel:
+        """Return a model of that shape; its weights come from a checkpoint."""
+        module = new_module(read_config(dict(config)))
+        return LoadedModel(module, None, module.config.layout, {})
+
+    @staticmethod
+    def load(folder: Path) -> TextModel:
+        """Read a model folder of any family luban reads."""
+        return load_text_model(folder)
+
+    @staticmethod
+    def measure(
+        model: TextModel,
+        source: Any,
+        *,
+        recipe: LanguageModelRecipe | None,
+        stop: Callable[[], None],
+        progress: Callable[[str, float], None],
+        **options: Any,
+    ) -> Evaluation:
+        """Measure a model on text; see luban.tasks.text_evaluation."""
+        return measure_text(model, source, recipe=recipe, stop=stop, progress=progress, **options)
+
+    @staticmethod
+    def sample(count: int, draws: random.Random) -> list[dict[str, Any]]:
+        """Return lines with a pattern to learn: who likes what."""
+        likes = {"Ann": "plums", "Bo": "tea", "小明": "苹果"}
+        names = [draws.choice(sorted(likes)) for _ in range(count)]
+        return [
+            {"text": f"{n}. {name} likes {likes[name]}, {name} eats {likes[name]}."}
+            for n, name in enumerate(names)
+        ]
+
+    @staticmethod
+    def example(rows: str) -> dict[str, Any]:
+        """Return a recipe of a very small model of characters."""
+        return {
+            "task": "language-model",
+            "data": {
+                "source": rows,
+                "tokenizer": "char",
+                "vocab_size": 400,
+                "length": 32,
+                "validation_fraction": 0.2,
+            },
+            "model": {"layers": 1, "width": 32, "heads": 2},
+            "train": {"learning_rate": 0.01},
+            "evaluate": {"sample_tokens": 0, "bootstrap": 20},
+        }
+
+    @staticmethod
+    def graph(model: TextModel) -> Graph:
+        """Return the model as a graph: token ids in, logits out."""
+        return text_graph(model)
+
+    @staticmethod
+    def read(path: Path) -> Iterator[Any]:
+        """Yield the prompts of a file: .jsonl with `prompt` or `text`, else one per line."""
+        return prompts_of(path)
 
     def __init__(
         self, recipe: LanguageModelRecipe, prepared: Prepared, *, start: LoadedModel | None = None
@@ -155,7 +243,7 @@ class LanguageModel:
     def evaluate(self, *, stop: Callable[[], None]) -> Evaluation:
         """Measure all held-out text, with intervals, and show the best and worst predicted documents."""
         return evaluation_of(
-            self._measure(limit=None, stop=stop), self.settings, self.data.validation, self.tokenizer
+            self._measure(limit=None, stop=stop), self.settings.evaluate, self.data.validation, self.tokenizer
         )
 
     def evaluation_tokens(self) -> int:
@@ -200,7 +288,7 @@ class LanguageModel:
         tokens = self.settings.evaluate.sample_tokens
         if not tokens:
             return []
-        prompts = self.settings.evaluate.prompts or _openings(self.data.validation, self.tokenizer)
+        prompts = self.settings.evaluate.prompts or openings(self.data.validation, self.tokenizer)
         texts = generate_text(
             self.model,
             self.tokenizer,
@@ -212,13 +300,18 @@ class LanguageModel:
         )
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
-    def state(self) -> dict[str, Any]:
-        """Return what is needed to evaluate the model the same way elsewhere."""
-        return {
-            "task": self.name,
-            "length": self._length,
-            "primary": self.settings.evaluate.primary,
-        }
+    def config(self) -> dict[str, Any]:
+        """Return config.json of the model folder."""
+        return write_config(self.model.config)
+
+    def usage(self) -> Usage:
+        """Say how others use the model."""
+        return USAGE
+
+    def save(self, folder: Path, card: str, fs: FileSystem) -> None:
+        """Write the model folder, with what is needed to evaluate the model the same way elsewhere."""
+        state = {"task": self.name, "length": self._length, "primary": self.settings.evaluate.primary}
+        save_model(folder, self.model, self.tokenizer, task_state=state, card=card, fs=fs)
 
     def _measure(self, *, limit: int | None, stop: Callable[[], None]) -> TextLoss:
         return measure(
@@ -289,88 +382,6 @@ def _decoder(recipe: DecoderModel, vocab_size: int, length: int) -> DecoderConfi
     )
 
 
-def measure(
-    model: LanguageModule,
-    shards: TokenShards,
-    end_id: int,
-    *,
-    length: int,
-    stride: int,
-    limit: int | None = None,
-    stop: Callable[[], None] = lambda: None,
-) -> TextLoss:
-    """Sum the loss of every token of every document as a target exactly once; the end token is not counted.
-
-    Arguments:
-        model: any decoder of luban.models.
-        shards: the documents.
-        end_id: the token that separates documents; each document is read with it in front.
-        length: context in tokens.
-        stride: with `stride < length` each token but the first ones sees at least `length - stride` tokens before it.
-        limit: measure only about so many target tokens: every n-th batch.
-        stop: called between batches; raises to stop.
-    """
-    total, device = TextLoss(), next(model.parameters()).device
-    tokens = EVALUATION_TOKENS if limit is None else min(EVALUATION_TOKENS, max(length, limit // 8))
-    batches = sequential(shards, length, stride, rows=max(1, tokens // length), begin=end_id)
-    every = 1 if limit is None else max(1, len(shards) // limit)
-    with torch.no_grad():
-        for batch in islice(batches, 0, None, every):
-            stop()
-            inputs = torch.from_numpy(batch.inputs).to(device)
-            targets = torch.from_numpy(batch.targets).to(device)
-            targets = targets.masked_fill(targets == end_id, -100)
-            losses = token_losses(model.hidden(inputs), model.output_weight, targets)
-            nats = losses.double().sum(1).tolist()
-            counts = (targets != -100).sum(1).tolist()
-            assert batch.documents is not None
-            for document, row_nats, row_count in zip(batch.documents.tolist(), nats, counts, strict=True):
-                if row_count:
-                    total.add(document=document, nats=row_nats, tokens=row_count)
-    for document in total.tokens:
-        size = shards.documents[document]
-        share = total.tokens[document] / max(1, int(size[1]) - 1) if limit is not None else 1.0
-        total.size(
-            document=document, bytes=round(int(size[2]) * share), characters=round(int(size[3]) * share)
-        )
-    return total
-
-
-def evaluation_of(
-    measured: TextLoss, settings: LanguageModelRecipe, shards: TokenShards, tokenizer: Tokenizer
-) -> Evaluation:
-    """Put figures, intervals and the passages predicted best and worst together."""
-    per_document = [
-        (measured.nats[d] / LN2 / measured.bytes[d], d)
-        for d in measured.tokens
-        if measured.bytes.get(d, 0) >= 20
-    ]
-    per_document.sort()
-    shown = min(SHOWN, len(per_document) // 2)
-
-    def passages(chosen: Sequence[tuple[float, int]]) -> list[dict[str, Any]]:
-        return [{"text": _opening(shards, tokenizer, d, 120), "bits_per_byte": bits} for bits, d in chosen]
-
-    return Evaluation(
-        primary=settings.evaluate.primary,
-        direction="min",
-        figures=measured.figures(),
-        intervals=measured.intervals(resamples=settings.evaluate.bootstrap),
-        counts=measured.counts(),
-        worst=passages(per_document[::-1][:shown]),
-        best=passages(per_document[:shown]),
-        documents=document_losses(measured, _texts(measured, shards, tokenizer)),
-    )
-
-
-def _texts(measured: TextLoss, shards: TokenShards, tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
-    """Yield text and token ids of each measured document, without the end token."""
-    for document in sorted(measured.tokens):
-        first, size = int(shards.documents[document][0]), int(shards.documents[document][1])
-        ids = shards.read(first, first + size - 1).tolist()
-        yield tokenizer.decode(ids), ids
-
-
 def _tensors(
     windows: WindowBatch, describe: Callable[[], Mapping[str, Any]], device: torch.device
 ) -> TextBatch:
@@ -406,17 +417,3 @@ def _check_start(start: LoadedModel, tokenizer: Tokenizer, length: int) -> None:
         raise InputError(
             f"the model to start from reads at most {longest} tokens", received=length, where="data.length"
         )
-
-
-def _opening(shards: TokenShards, tokenizer: Tokenizer, document: int, tokens: int) -> str:
-    first, size = int(shards.documents[document][0]), int(shards.documents[document][1])
-    return tokenizer.decode(shards.read(first, first + min(tokens, size)).tolist())
-
-
-def _openings(shards: TokenShards, tokenizer: Tokenizer) -> list[str]:
-    """Return the first few words of three held-out documents, or of one document at three places."""
-    documents = shards.documents
-    if len(documents) >= 3:
-        return [_opening(shards, tokenizer, document, 12) for document in range(3)]
-    places = [len(shards) * part // 4 for part in range(3)]
-    return [tokenizer.decode(shards.read(place, min(place + 12, len(shards))).tolist()) for place in places]

@@ -292,6 +292,8 @@ def _tokens(recipe: LanguageModelRecipe, text: Text, shape: Shape, step: float) 
         return train.tokens
     if train.steps is not None:
         return train.steps * shape.step_tokens
+    if train.epochs is not None:
+        return max(1, round(train.epochs * text.tokens))
     assert train.minutes is not None, "a recipe has a budget"
     within = max(1, int(60.0 * train.minutes / step * shape.step_tokens))
     once = min(within, text.tokens)
@@ -349,6 +351,8 @@ def _why(
         if train.minutes is not None
         else f"{train.tokens:,} tokens"
         if train.tokens is not None
+        else f"{train.epochs:g} epochs"
+        if train.epochs is not None
         else f"{train.steps:,} steps"
     )
     times = offer.tokens / max(1, text.tokens)

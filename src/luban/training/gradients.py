@@ -1,4 +1,4 @@
-"""The gradient of one step: summed over micro-batches, the same for every way to split the step's rows."""
+"""The gradient of one step: summed over micro-batches and ranks, the same for every way to split the step's rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from luban.errors import OutOfMemory
 from luban.training.learner import Batch, Learner
@@ -38,10 +39,23 @@ class Gradients:
         plan: how a step's rows are divided among processes.
         seed: of every random draw, mixed with step, micro-batch and rank.
         forward: what the forward pass runs in, for instance autocast.
+        l1: weight of the penalty; what is minimised is the mean loss per term plus `l1` times the sum of the
+            absolute values of all matrices that have a gradient. Vectors are left out, as of weight decay.
+        clip: longest gradient; None clips nothing.
     """
 
-    def __init__(self, learner: Learner, plan: Plan, *, seed: int, forward: Forward) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        plan: Plan,
+        *,
+        seed: int,
+        forward: Forward,
+        l1: float = 0.0,
+        clip: float | None = None,
+    ) -> None:
         self._learner, self._plan, self._seed, self._forward = learner, plan, seed, forward
+        self._l1, self._clip = l1, clip
 
     def batches(self, step: int, size: int | None, rank: int | None = None) -> Sequence[Batch]:
         """Return the micro-batches of a rank, this one when left out, of at most `size` rows."""
@@ -49,7 +63,8 @@ class Gradients:
         return self._learner.batches(*share) if size is None else self._learner.batches(*share, size)
 
     def try_out(self, step: int, size: int | None) -> None:
-        """Run forward and backward of a step on this rank alone, and drop the gradients."""
+        """Run forward and backward of a step on this rank alone; drop the gradients and what norms saw."""
+        statistics = [(buffer, buffer.clone()) for buffer in self._learner.model.buffers()]
         try:
             for batch in self.batches(step, size):
                 with self._forward():
@@ -57,6 +72,8 @@ class Gradients:
                 loss.backward()  # type: ignore[no-untyped-call]
         finally:
             self._learner.model.zero_grad(set_to_none=True)
+            for buffer, before in statistics:
+                buffer.copy_(before)
 
     def add(self, step: int, batches: Sequence[Batch]) -> Computed:
         """Add the gradient of the mean loss over all micro-batches of all ranks to this rank's parameters.
@@ -91,6 +108,24 @@ class Gradients:
             raise OutOfMemory(short or "out of memory on another rank")
         return Computed(total / max(count, 1.0), int(tokens), int(flops), batches, losses)
 
+    def combine(self) -> float:
+        """Add up the gradients over all ranks, add that of the penalty, and return the 2-norm of the whole.
+
+        The penalty belongs to the step, not to its rows: its subgradient `l1` sign(w), zero at zero, is added once,
+        however many micro-batches and ranks there are.
+        """
+        model = self._learner.model
+        self._plan.reduce_gradients(model)
+        if self._l1:
+            _add_l1(model, self._l1)
+        return float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+
+    def shorten(self, norm: float) -> None:
+        """Scale a gradient of that norm to the longest there may be, if it is longer."""
+        if self._clip is not None and norm > self._clip:
+            parameters = [p for p in self._learner.model.parameters() if p.grad is not None]
+            nn.utils.clip_grads_with_norm_(parameters, self._clip, torch.tensor(norm))
+
     def suspects(self, step: int, size: int | None, done: Computed) -> list[tuple[Batch, float | None]]:
         """Return the micro-batches of the ranks whose loss is not finite, of all ranks where all are.
 
@@ -106,6 +141,13 @@ class Gradients:
             else:
                 named += [(batch, None) for batch in self.batches(step, size, rank)]
         return named
+
+
+@torch.no_grad()
+def _add_l1(model: nn.Module, strength: float) -> None:
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.ndim >= 2:
+            parameter.grad.add_(parameter.sign(), alpha=strength)
 
 
 def mixed(*parts: int) -> int:

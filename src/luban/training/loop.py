@@ -14,11 +14,11 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from luban.errors import CheckpointError, NonFiniteError, OutOfMemory, Stopped
 from luban.recipe import Interval, TrainRecipe, settled
@@ -32,31 +32,12 @@ from luban.training.memory import bytes_left, memory_errors
 from luban.training.nonfinite import NAMED, PATIENCE, SHOWN, evidence, not_finite, number, what_is_not
 from luban.training.optimizers import Optimizer, build_optimizer
 from luban.training.parallel import Plan
+from luban.training.parameters import freeze
+from luban.training.progress import Progress
 from luban.training.schedules import Budget, Schedule
 
 EVALUATIONS = 10
 """How many evaluations a run makes that names no interval."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; exactly what a checkpoint's state.json keeps."""
-
-    step: int = 0
-    tokens: int = 0
-    flops: int = 0
-    seconds: float = 0.0
-    best: float | None = None
-    best_step: int | None = None
-    worse: int = 0
-    evaluations: int = 0
-    evaluated_step: int = 0
-    stopped_early: bool = False
-    micro_batch: int | None = None
-    """Most rows of a micro-batch, once memory did not suffice for the learner's own choice."""
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    logs: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,8 +63,8 @@ class Loop:
         learner: what is learned.
         recipe: how.
         plan: which processes take part.
-        evaluate: measures the model as it is and returns figures by name; the first one is the one that counts for
-            early stopping.
+        evaluate: measures the model as it is and returns figures by name; the first one is the one that counts, for
+            early stopping, the best checkpoint, the target and the plateau.
         minimise: whether a smaller value of that figure is better.
         checkpoints: where to save.
         record: where to log.
@@ -122,10 +103,14 @@ class Loop:
         self._stop, self.compiling, self._faults = stop, compiling, faults
         self._clock, self._watch, self._tell = clock, watch, tell
         self._evaluations = evaluations
-        self._gradients = Gradients(learner, plan, seed=recipe.seed, forward=forward)
+        self._gradients = Gradients(
+            learner, plan, seed=recipe.seed, forward=forward, l1=recipe.l1, clip=recipe.clip
+        )
         self.schedule = Schedule(recipe)
-        self.budget = Budget(recipe)
-        self.optimizer: Optimizer = build_optimizer(learner.model.named_parameters(), recipe)
+        self.budget = Budget(recipe, learner.epoch)
+        self._frozen_norms = freeze(learner.model, recipe.freeze)
+        named = learner.model.named_parameters(remove_duplicate=False)
+        self.optimizer: Optimizer = build_optimizer(named, recipe)
         self.progress = Progress()
         self._saved_step, self._saved_at, self._evaluated_at = -1, 0.0, 0.0
 
@@ -144,7 +129,7 @@ class Loop:
             self._restore(checkpoint)
         begun = self._clock() - self.progress.seconds
         self._saved_at = self._evaluated_at = self.progress.seconds
-        self.learner.model.train()
+        self._train_mode()
         with self._stop.at_once():  # there is nothing to save that is not saved
             self.compiling.prepare(
                 lambda: self._gradients.try_out(self.progress.step, self.progress.micro_batch),
@@ -172,7 +157,7 @@ class Loop:
         return self.progress
 
     def evaluate(self) -> Mapping[str, float]:
-        """Measure the model as it is, note the figures, and count towards early stopping."""
+        """Measure the model as it is, note the figures, and draw from them what the recipe says."""
         progress, started = self.progress, self._clock()
         self._faults.reach("evaluate", progress.step, self.plan.rank)
         self.learner.model.eval()
@@ -180,15 +165,9 @@ class Loop:
         spare = memory_errors(f"measuring the model of step {progress.step}", fix)
         with spare, self.compiling.paused(), torch.no_grad(), self._forward():
             figures = self._evaluate(progress.step)
-        self.learner.model.train()
-        progress.evaluations += 1
-        progress.evaluated_step, self._evaluated_at = progress.step, progress.seconds
+        self._train_mode()
+        self._evaluated_at = progress.seconds
         value = next(iter(figures.values()))
-        better = progress.best is None or (value < progress.best if self._minimise else value > progress.best)
-        if math.isfinite(value) and better:
-            progress.best, progress.best_step, progress.worse = value, progress.step, 0
-        else:
-            progress.worse += 1
         if not math.isfinite(value):
             self._tell(
                 f"the evaluation of step {progress.step} is not finite: {next(iter(figures))} is {value}"
@@ -196,10 +175,12 @@ class Loop:
         where = {"kind": "evaluation", "step": progress.step, "tokens": progress.tokens}
         self._record.metrics({**where, **{name: number(figure) for name, figure in figures.items()}})
         self._time("evaluation", started)
-        if self.recipe.patience is not None:
-            progress.stopped_early = progress.worse >= self.recipe.patience
-            if progress.best_step == progress.step:
-                self.save()
+        if self.plan.ranks > 1:  # what ranks measured may differ in the last bits, and they must do the same
+            (value,) = self.plan.sum([value if self.plan.rank == 0 else 0.0])
+        progress.judge(value, self.recipe, minimise=self._minimise)
+        progress.plateau = self.schedule.after(progress.plateau, progress.worse)
+        if self.recipe.keeps_best and progress.best_step == progress.step:
+            self.save()
         return figures
 
     def save(self, *, again: bool = False) -> None:
@@ -217,13 +198,18 @@ class Loop:
         if self.plan.rank == 0:
             progress.logs = dict(self._record.sync())
             state = {"progress": asdict(progress), "optimizer": scalars, "compile": self.compiling.state()}
-            best = progress.best_step if self.recipe.patience is not None else None
+            best = progress.best_step if self.recipe.keeps_best else None
             model = self.learner.model.state_dict()
             self.checkpoints.save(Checkpoint(progress.step, model, tensors, state), best=best)
             self._time("checkpoint", started)
         self.plan.wait()
         self._saved_step, self._saved_at = progress.step, progress.seconds
         self._faults.reach("after-save", progress.step, self.plan.rank)
+
+    def _train_mode(self) -> None:
+        self.learner.model.train()
+        for norm in self._frozen_norms:
+            norm.eval()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         try:
@@ -254,17 +240,14 @@ class Loop:
 
     def _step(self) -> Step:
         """One optimizer step, or none where its loss or gradient is not finite and the recipe says to skip."""
-        progress, model = self.progress, self.learner.model
+        progress = self.progress
         computed = self._compute()
         self._faults.reach("gradients", progress.step, self.plan.rank)
-        self.plan.reduce_gradients(model)
-        parameters = [p for p in model.parameters() if p.grad is not None]
-        norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        rate = self.schedule.rate(self.budget.progress(progress.step, progress.tokens, progress.seconds))
+        norm = self._gradients.combine()
+        rate = self.schedule.rate(self._share()) * progress.plateau
         done = Step(computed.loss, norm, rate, computed.tokens, computed.flops)
         if done.finite:
-            if self.recipe.clip is not None and norm > self.recipe.clip:
-                nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, torch.tensor(norm))
+            self._gradients.shorten(norm)
             self._faults.reach("before-optimizer", progress.step, self.plan.rank)
             self.optimizer.set_rate(rate)
             fix = f"close other programs, then go on: {self._resume}; or train a smaller model"
@@ -409,3 +392,6 @@ class Loop:
         self._record.timings(
             {"kind": kind, "step": self.progress.step, "seconds": self.progress.seconds, "took": took}
         )
+
+
+__all__: Sequence[str] = ["EVALUATIONS", "Loop", "Progress", "Step"]

@@ -115,9 +115,10 @@ def _through_gram(gram: Tensor, first: Tensor, coefficients: Coefficients) -> Te
 
 @dataclass(frozen=True)
 class _Stack:
-    """Parameters of one shape, and their momentum in one tensor (count, rows, columns)."""
+    """Parameters of one shape, the group of each, and their momentum in one tensor (count, rows, columns)."""
 
     parameters: list[nn.Parameter]
+    groups: list[dict[str, Any]]
     momentum: Tensor
 
 
@@ -129,7 +130,8 @@ class Muon(torch.optim.Optimizer):
     Weight decay is decoupled. A parameter without a gradient is left alone, its momentum too.
 
     Arguments:
-        parameters: matrices; those of one shape and type share a stack.
+        parameters: matrices, or groups of them as torch's optimizers take, with `lr` and `weight_decay` of their own.
+            Those of one shape and type share a stack, whatever their group: the direction depends on neither.
         learning_rate: step size, in AdamW's units.
         momentum, nesterov: an exponential mean of gradients, and whether the gradient is mixed in once more.
         weight_decay: share of the weight removed per unit of learning rate.
@@ -141,7 +143,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         learning_rate: float,
         *,
         momentum: float = 0.95,
@@ -155,30 +157,32 @@ class Muon(torch.optim.Optimizer):
         self._coefficients, self._frobenius = tuple(coefficients), frobenius
         self._stacks = [self._stack(alike) for alike in self._by_shape().values()]
 
-    def _by_shape(self) -> dict[Any, list[nn.Parameter]]:
-        alike: dict[Any, list[nn.Parameter]] = {}
-        for parameter in self.param_groups[0]["params"]:
-            if parameter.ndim != 2:
-                raise ValueError(
-                    f"Muon takes matrices; received a parameter of shape {tuple(parameter.shape)}"
-                )
-            alike.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
+    def _by_shape(self) -> dict[Any, list[tuple[nn.Parameter, dict[str, Any]]]]:
+        alike: dict[Any, list[tuple[nn.Parameter, dict[str, Any]]]] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim != 2:
+                    raise ValueError(
+                        f"Muon takes matrices; received a parameter of shape {tuple(parameter.shape)}"
+                    )
+                kind = (parameter.shape, parameter.dtype, parameter.device)
+                alike.setdefault(kind, []).append((parameter, group))
         return alike
 
-    def _stack(self, parameters: list[nn.Parameter]) -> _Stack:
+    def _stack(self, alike: list[tuple[nn.Parameter, dict[str, Any]]]) -> _Stack:
+        parameters, groups = [parameter for parameter, _ in alike], [group for _, group in alike]
         momentum = torch.zeros_like(parameters[0]).expand(len(parameters), -1, -1).clone()
         for parameter, own in zip(parameters, momentum.unbind(), strict=True):
             self.state[parameter]["momentum_buffer"] = own
-        return _Stack(parameters, momentum)
+        return _Stack(parameters, groups, momentum)
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """Apply one update from the gradients that are there."""
-        group = self.param_groups[0]
         for stack in self._stacks:
-            self._step_stack(stack, group["lr"], group["weight_decay"])
+            self._step_stack(stack)
 
-    def _step_stack(self, stack: _Stack, rate: float, weight_decay: float) -> None:
+    def _step_stack(self, stack: _Stack) -> None:
         present = [i for i, parameter in enumerate(stack.parameters) if parameter.grad is not None]
         if not present:
             return
@@ -192,5 +196,7 @@ class Muon(torch.optim.Optimizer):
         source = update.lerp_(momentum, self._mix) if self._nesterov else momentum
         direction = orthogonalise(source, self._coefficients, frobenius=self._frobenius)
         size = 0.2 * math.sqrt(max(direction.shape[1:]))
-        for parameter, own in zip(parameters, direction.unbind(), strict=True):
-            parameter.mul_(1 - rate * weight_decay).add_(own, alpha=-rate * size)
+        groups = [stack.groups[i] for i in present]
+        for parameter, group, own in zip(parameters, groups, direction.unbind(), strict=True):
+            rate = group["lr"]
+            parameter.mul_(1 - rate * group["weight_decay"]).add_(own, alpha=-rate * size)

@@ -7,17 +7,16 @@ gradient, with SGD, RMSprop and Adam it is added to the gradient, as torch does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luban.errors import CheckpointError, InputError
+from luban.errors import CheckpointError
 from luban.recipe import TrainRecipe, settled
 from luban.training.muon import Muon
-
-Named = list[tuple[str, nn.Parameter]]
+from luban.training.parameters import Group, Named, grouped
 
 _EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")
 _STATES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
@@ -65,7 +64,7 @@ class Optimizer:
         """Return what the next step depends on besides parameters and gradients.
 
         Returns:
-            Tensors by "PARAMETER.STATE", in the parameters' order, for a safetensors file; they share memory
+            Tensors by "PARAMETER.STATE", in the order of `named`, for a safetensors file; they share memory
             with the optimizer, so write them before the next step. And scalars that are JSON.
         """
         held = dict(self._held())
@@ -132,9 +131,11 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe
       for all else: vectors, and the embeddings and output head, known by "embed", "lm_head", "wte" or "wpe"
       in the name.
 
-    Frozen parameters are left out; of one parameter with two names the first name counts.
+    Frozen parameters are left out; of one parameter with two names the first name counts. The recipe's groups have
+    their own multiple of the learning rate and their own weight decay, with every optimizer.
 
     Raises:
+        RecipeError: when a group of the recipe has no parameters.
         InputError: when no parameter is to be trained.
 
     Example:
@@ -146,29 +147,14 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe
         >>> sorted(optimizer.state()[0])[:3]
         ['bias.exp_avg', 'bias.exp_avg_sq', 'bias.step']
     """
-    first_names: dict[nn.Parameter, str] = {}
-    for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            first_names.setdefault(parameter, name)
-    named = [(name, parameter) for parameter, name in first_names.items()]
-    if not named:
-        raise InputError("no parameter is to be trained: all are frozen, or there are none")
+    groups = grouped(named_parameters, recipe.groups, recipe.weight_decay)
+    named = [pair for group in groups for pair in group.named]
     if recipe.optimizer != "muon":
-        return Optimizer(recipe.optimizer, [_torch_optimizer(recipe.optimizer, named, recipe)], named)
-    hidden = [pair for pair in named if _is_hidden(*pair)]
-    rest = [pair for pair in named if not _is_hidden(*pair)]
+        return Optimizer(recipe.optimizer, [_torch_optimizer(recipe.optimizer, groups, recipe)], named)
     parts: list[torch.optim.Optimizer] = []
-    if hidden:
-        parts.append(
-            Muon(
-                [parameter for _, parameter in hidden],
-                settled(recipe.learning_rate, "train.learning_rate"),
-                momentum=recipe.momentum,
-                nesterov=recipe.nesterov,
-                weight_decay=recipe.weight_decay,
-            )
-        )
-    if rest:
+    if hidden := _those(groups, _is_hidden):
+        parts.append(_muon(hidden, recipe))
+    if rest := _those(groups, lambda name, parameter: not _is_hidden(name, parameter)):
         parts.append(_torch_optimizer("adamw", rest, recipe))
     return Optimizer("muon", parts, named)
 
@@ -177,26 +163,50 @@ def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and not any(word in name for word in _EMBEDDINGS)
 
 
-def _torch_optimizer(kind: str, named: Named, recipe: TrainRecipe) -> torch.optim.Optimizer:
-    """Return torch's optimizer of that kind, fused where torch has a fused one."""
-    groups = _decay_groups(named, recipe.weight_decay)
+def _those(groups: Sequence[Group], wanted: Callable[[str, nn.Parameter], bool]) -> list[Group]:
+    """Return the groups with only the parameters wanted; those left with none are dropped."""
+    kept = [([pair for pair in group.named if wanted(*pair)], group) for group in groups]
+    return [Group(named, group.rate, group.weight_decay) for named, group in kept if named]
+
+
+def _muon(groups: Sequence[Group], recipe: TrainRecipe) -> Muon:
     rate = settled(recipe.learning_rate, "train.learning_rate")
-    fused = all(p.device.type in ("cpu", "cuda") for _, p in named)
+    return Muon(
+        [
+            {"params": [p for _, p in g.named], "lr": rate * g.rate, "weight_decay": g.weight_decay}
+            for g in groups
+        ],
+        rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+    )
+
+
+def _torch_optimizer(kind: str, groups: Sequence[Group], recipe: TrainRecipe) -> torch.optim.Optimizer:
+    """Return torch's optimizer of that kind, fused where torch has a fused one."""
+    rate = settled(recipe.learning_rate, "train.learning_rate")
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for _, p in group.named)
+    options = [part for group in groups for part in _matrices_and_vectors(group, rate)]
     if kind == "sgd":
         nesterov = recipe.nesterov and recipe.momentum > 0
-        return torch.optim.SGD(groups, rate, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
+        return torch.optim.SGD(options, rate, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
     if kind == "rmsprop":
-        return torch.optim.RMSprop(groups, rate, alpha=recipe.betas[1])
+        return torch.optim.RMSprop(options, rate, alpha=recipe.betas[1])
     if kind == "adam":
-        return torch.optim.Adam(groups, rate, betas=recipe.betas, fused=fused)
-    return torch.optim.AdamW(groups, rate, betas=recipe.betas, fused=fused)
+        return torch.optim.Adam(options, rate, betas=recipe.betas, fused=fused)
+    return torch.optim.AdamW(options, rate, betas=recipe.betas, fused=fused)
 
 
-def _decay_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for _, parameter in named if parameter.ndim >= 2]
-    vectors = [parameter for _, parameter in named if parameter.ndim < 2]
-    pairs = ((matrices, weight_decay), (vectors, 0.0))
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in pairs if parameters]
+def _matrices_and_vectors(group: Group, rate: float) -> list[dict[str, Any]]:
+    """Return a group as torch takes it: its matrices with weight decay, its vectors without."""
+    matrices = [parameter for _, parameter in group.named if parameter.ndim >= 2]
+    vectors = [parameter for _, parameter in group.named if parameter.ndim < 2]
+    pairs = ((matrices, group.weight_decay), (vectors, 0.0))
+    return [
+        {"params": parameters, "lr": rate * group.rate, "weight_decay": decay}
+        for parameters, decay in pairs
+        if parameters
+    ]
 
 
 def _parameters(part: torch.optim.Optimizer) -> list[nn.Parameter]:

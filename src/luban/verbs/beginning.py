@@ -13,15 +13,12 @@ import torch
 
 from luban import tasks
 from luban.console import Show, short
-from luban.data.prepare import Prepared
 from luban.durable import write_json
 from luban.machine import MachineReport, set_threads
-from luban.model_folder import LoadedModel, load_model
-from luban.models.layouts import new_module, read_config
 from luban.recipe import LanguageModelRecipe, Recipe
 from luban.run import Run
 from luban.signals import StopRequest
-from luban.tasks.base import Task
+from luban.tasks.base import Data, Learner, Task
 from luban.training.parallel import Plan
 from luban.verbs.decisions import (
     data_bytes_of,
@@ -47,8 +44,8 @@ class Begun:
     """
 
     recipe: Recipe
-    task: Task
-    data: Any
+    task: Learner
+    data: Data
     machine: MachineReport
     plan: Mapping[str, Any]
     preparation_seconds: float = 0.0
@@ -65,7 +62,7 @@ def begin(run: Run, recipe: Recipe, ranks: Plan, *, resuming: bool, stop: StopRe
         Stopped: a signal came.
     """
     kind = tasks.find(recipe.task)
-    start = _start_model(run, recipe, resuming=resuming)
+    start = _start_model(run, recipe, kind, resuming=resuming)
     if ranks.rank > 0:
         ranks.wait()
         data = open_data(run, recipe, kind, resuming=True, stop=stop.check, show=show)
@@ -89,9 +86,7 @@ def begin(run: Run, recipe: Recipe, ranks: Plan, *, resuming: bool, stop: StopRe
     return dataclasses.replace(begun, preparation_seconds=prepared)
 
 
-def _again(
-    run: Run, recipe: Recipe, kind: type[Task], data: Prepared, start: LoadedModel | None, show: Show
-) -> Begun:
+def _again(run: Run, recipe: Recipe, kind: type[Task], data: Data, start: Any, show: Show) -> Begun:
     """Do as was decided when the run began."""
     plan = run.read_plan()
     recipe = _as_chosen(recipe, plan)
@@ -111,8 +106,8 @@ def _decided(
     run: Run,
     recipe: Recipe,
     kind: type[Task],
-    data: Prepared,
-    start: LoadedModel | None,
+    data: Data,
+    start: Any,
     *,
     ranks: int,
     stop: StopRequest,
@@ -157,9 +152,9 @@ def with_its_tokenizer(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"tokenizer": str(tokenizer)})})
 
 
-def _build(kind: type[Task], recipe: Recipe, data: Prepared, start: LoadedModel | None) -> Task:
+def _build(kind: type[Task], recipe: Recipe, data: Data, start: Any) -> Learner:
     set_threads()
-    task = kind(recipe, data, start=start)
+    task = kind.learner(recipe, data, start=start)
     task.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return task
 
@@ -169,15 +164,14 @@ def _as_chosen(recipe: Recipe, plan: Mapping[str, Any]) -> Recipe:
     return with_values(recipe, {key: choice["value"] for key, choice in plan.get("chosen", {}).items()})
 
 
-def _start_model(run: Run, recipe: Recipe, *, resuming: bool) -> LoadedModel | None:
+def _start_model(run: Run, recipe: Recipe, kind: type[Task], *, resuming: bool) -> Any:
     start = getattr(getattr(recipe, "model", None), "start", None)
     if not start:
         return None
     if resuming and run.plan.is_file() and any(run.checkpoints.glob("step-*")):
         # The weights come from a checkpoint; the folder the run started from may be gone or have changed.
-        module = new_module(read_config(run.read_plan()["model"]))
-        return LoadedModel(module, None, module.config.layout, {})
-    return load_model(model_folder_of(Path(start)))
+        return kind.start_again(run.read_plan()["model"])
+    return kind.start(model_folder_of(Path(start)))
 
 
 def _tell_model(show: Show, plan: Mapping[str, Any]) -> None:

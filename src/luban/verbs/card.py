@@ -8,10 +8,10 @@ from typing import Any
 from luban import __version__
 from luban.console import duration, short
 from luban.recipe import Recipe
-from luban.tasks.base import Evaluation
+from luban.tasks.base import Evaluation, Usage
 
 
-def model_card(recipe: Recipe, evaluation: Evaluation, result: Mapping[str, Any]) -> str:
+def model_card(recipe: Recipe, evaluation: Evaluation, result: Mapping[str, Any], usage: Usage) -> str:
     """Write what the model is, what it was measured at, and how to use it."""
     rows = "\n".join(
         f"| {name} | {value:.4f} | {low:.4f} to {high:.4f} |"
@@ -20,8 +20,8 @@ def model_card(recipe: Recipe, evaluation: Evaluation, result: Mapping[str, Any]
     )
     counts = ", ".join(f"{count:,} {name}" for name, count in evaluation.counts.items())
     return f"""---
-library_name: transformers
-pipeline_tag: text-generation
+library_name: {usage.library}
+pipeline_tag: {usage.pipeline}
 tags: [luban, {recipe.task}]
 ---
 
@@ -36,12 +36,8 @@ Trained for {result["steps"]:,} steps on {short(result["tokens"])} tokens in {du
 Held-out data: {counts}.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("this folder")
-model = AutoModelForCausalLM.from_pretrained("this folder")
+{usage.code}
 ```
 
-The model has learned from the text it was given and from nothing else: it repeats that text's errors and
-opinions, and what it says may be untrue.
+{usage.caution}
 """

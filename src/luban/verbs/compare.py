@@ -13,6 +13,7 @@ from luban.errors import InputError
 from luban.evaluation.compare_page import render_comparison
 from luban.evaluation.comparing import RESAMPLES, Comparison
 from luban.evaluation.comparing import compare as find
+from luban.evaluation.metric_names import lower_is_better
 from luban.evaluation.pairing import Pairing
 from luban.verbs.runs import size, table
 
@@ -110,14 +111,16 @@ def _figures(found: Comparison, labels: Sequence[str]) -> list[str]:
 def _pair(label: str, first: str, pairing: Pairing, primary: str) -> list[str]:
     if pairing.why:
         return [f"{label} and {first} cannot be paired: {pairing.why}."]
-    lines = [f"{label} less {first}, paired over {pairing.count:,} {pairing.unit} of the same text:"]
+    lines = [f"{label} less {first}, paired over {pairing.count:,} {pairing.unit} that are the same:"]
     order = sorted(pairing.differences, key=lambda name: name != primary)
-    rows = [[f"  {_named(name)}", *_difference(*pairing.differences[name])] for name in order]
+    rows = [[f"  {_named(name)}", *_difference(name, *pairing.differences[name])] for name in order]
     return lines + table(rows, None, right={1})
 
 
-def _difference(middle: float, low: float, high: float) -> list[str]:
-    verdict = "lower: better" if high < 0 else "higher: worse" if low > 0 else "no difference shown"
+def _difference(name: str, middle: float, low: float, high: float) -> list[str]:
+    told = "lower" if high < 0 else "higher" if low > 0 else ""
+    better = (told == "lower") == lower_is_better(name)
+    verdict = f"{told}: {'better' if better else 'worse'}" if told else "no difference shown"
     if middle == low == high == 0:
         verdict = "the same"
     return [f"{middle:+.4f}", f"[{low:+.4f}, {high:+.4f}]", verdict]

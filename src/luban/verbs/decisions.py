@@ -7,31 +7,22 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from luban.console import Show, duration, short
-from luban.data.prepare import Prepared
 from luban.durable import FileSystem, folder_bytes
 from luban.machine import MachineReport, matrix_rate, memory_available, probe
-from luban.model_folder import LoadedModel
-from luban.models.layouts import write_config
 from luban.planning.forecast import Forecast, evaluations_of, forecast
 from luban.planning.rehearsal import Rehearsal, rehearse
-from luban.recipe import Recipe, TrainRecipe
+from luban.recipe import BUDGETS, Recipe, TrainRecipe
 from luban.signals import StopRequest
-from luban.tasks.base import Choice, Machine, Task
-from luban.tasks.language_model import LanguageModule
+from luban.tasks.base import Choice, Data, Learner, Machine, Task
 from luban.training.compiling import pays
 
-BUDGETS = {f"train.{name}": name for name in ("minutes", "tokens", "steps")}
-"""A recipe has one of them: choosing one takes the place of what stood there."""
 
-
-def settle(
-    recipe: Recipe, kind: type[Task], data: Any, start: LoadedModel | None
-) -> tuple[Recipe, dict[str, Choice]]:
+def settle(recipe: Recipe, kind: type[Task], data: Any, start: Any) -> tuple[Recipe, dict[str, Choice]]:
     """Choose what the recipe leaves open; return the recipe with the values in it, and the reasons."""
     chosen = dict(kind.choose(recipe, data, Machine(matrix_rate(), memory_available()), start))
     return with_values(recipe, {key: choice.value for key, choice in chosen.items()}), chosen
@@ -50,9 +41,11 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
         return recipe
     mapping = recipe.model_dump(mode="json")
     for place, value in values.items():
-        section, key = place.split(".")
-        if place in BUDGETS:
-            mapping[section].update(dict.fromkeys(BUDGETS.values()))
+        section, _, key = place.partition(".")
+        if (
+            section == "train" and key in BUDGETS
+        ):  # a recipe has one: this takes the place of what stood there
+            mapping[section].update(dict.fromkeys(BUDGETS))
         mapping[section][key] = value
     return type(recipe).model_validate(mapping)
 
@@ -64,9 +57,9 @@ def forward_in(dtype: str, device: torch.device) -> Callable[[], contextlib.Abst
     return contextlib.nullcontext
 
 
-def measure_machine(task: Task, wanted: str) -> MachineReport:
+def measure_machine(task: Learner, wanted: str) -> MachineReport:
     """Measure the machine at the shape of the task's matrix products."""
-    width = max(min(p.shape) for p in task.model.parameters() if p.ndim == 2)
+    width = max((min(p.shape) for p in task.model.parameters() if p.ndim == 2), default=1)
     return probe(width, task.batches(0, 0, 1)[0].tokens, wanted=wanted)
 
 
@@ -84,7 +77,7 @@ class Decisions:
 
 
 def decide(
-    task: Task,
+    task: Learner,
     settings: TrainRecipe,
     machine: MachineReport,
     folder: Path,
@@ -117,6 +110,7 @@ def decide(
             compiled=compiled,
             data_bytes=data_bytes,
             model_bytes=model_bytes,
+            epoch=task.epoch,
         )
 
     eager = expect(compiled=False)
@@ -132,7 +126,7 @@ def decide(
 
 
 def plan_of(
-    decisions: Decisions, task: Task, data: Prepared, own_data: Path, chosen: Mapping[str, Choice], ranks: int
+    decisions: Decisions, task: Learner, data: Data, own_data: Path, chosen: Mapping[str, Choice], ranks: int
 ) -> dict[str, Any]:
     """Return plan.json.
 
@@ -151,7 +145,7 @@ def plan_of(
         "ranks": ranks,
         "data": str(data.folder.absolute()) if data.folder != own_data else None,
         "fingerprint": data.fingerprint["sha256"],
-        "model": write_config(cast(LanguageModule, task.model).config),
+        "model": task.config(),
         "chosen": {key: choice.as_json() for key, choice in chosen.items()},
         "rehearsal": dataclasses.asdict(decisions.rehearsal),
         "predicted": decisions.expected.as_json(),
@@ -182,6 +176,6 @@ def tell_expected(show: Show, predicted: Mapping[str, Any]) -> None:
     show.line(f"expected: {', '.join(parts)}")
 
 
-def data_bytes_of(data: Prepared, own_data: Path) -> int:
+def data_bytes_of(data: Data, own_data: Path) -> int:
     """Return the bytes of prepared data that lie within the run."""
     return folder_bytes(data.folder) if data.folder == own_data else 0

@@ -57,23 +57,13 @@ def plan(
 
 
 def _described(begun: Begun, disk: Path) -> dict[str, Any]:
-    train, validation = begun.data.train, begun.data.validation
     return {
         "recipe": begun.recipe.model_dump(mode="json"),
         "machine": begun.machine.as_json(),
         "data": {
-            "train": {
-                "documents": len(train.documents),
-                "tokens": len(train),
-                "characters": train.characters,
-            },
-            "validation": {
-                "documents": len(validation.documents),
-                "tokens": len(validation),
-                "characters": validation.characters,
-            },
+            **begun.data.sizes(),
             "preparation_seconds": round(begun.preparation_seconds, 2),
-            "epochs": round(begun.plan["predicted"]["tokens"] / max(1, len(train)), 2),
+            "epochs": round(begun.plan["predicted"]["tokens"] / max(1, begun.data.train_tokens), 2),
         },
         "plan": dict(begun.plan),
         "available": {"memory_bytes": memory_available(), "disk_bytes": free_bytes(disk), "disk": str(disk)},

@@ -1,82 +1,78 @@
-"""`luban predict`: continue prompts from arguments, a file or standard input."""
+"""`luban predict`: answer rows from arguments, a file, a folder or standard input."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from luban import tasks
 from luban.errors import InputError
+from luban.tasks.base import Broken
 from luban.verbs.load import load
 
-ROWS_AT_ONCE = 16
+ROWS_AT_ONCE = {"language-model": 16}
+"""Rows answered together; a task not named here takes 256."""
 
 
 def predict(
     folder: str | Path,
-    rows: Sequence[str] = (),
+    rows: Sequence[Any] = (),
     *,
     source: str | Path | IO[str] | None = None,
     **settings: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Continue each prompt; answers come in order, as they are made.
+    """Answer rows; answers come in order, as they are made.
 
     Arguments:
         folder: a run or a model folder.
-        rows: prompts.
-        source: a file of prompts besides: .jsonl with `prompt` or `text`, else one prompt per line; or an open file.
-        settings: how to generate; see `luban.verbs.load.Model.generate`.
+        rows: as the task reads one: of a language model a prompt, of text classification a text, of tables an object.
+        source: more of them: a file or folder of the task's formats, or an open file with one text or JSON object on a
+            line.
+        settings: the task's own; of a language model how to generate, see `luban.tasks.text_model.TextModel.generate`.
 
     Yields:
-        `{"row", "prompt", "text"}`, or `{"row", "error"}` for a row that is none.
+        `{"row", ...}` with what the task says of the row, or `{"row", "error"}` for a row that is none.
     """
-    read = _read(source) if source is not None else iter(())
     model = load(folder)
-    pending: list[Any] = list(rows)
-    at = 0
-    for row in read:
-        pending.append(row)
-        if len(pending) >= ROWS_AT_ONCE:
-            yield from _answer(model, pending, at, settings)
-            at, pending = at + len(pending), []
-    yield from _answer(model, pending, at, settings)
+    coming = _chained(rows, source, model.task)
+    size, at = ROWS_AT_ONCE.get(model.task, 256), 0
+    while pending := list(islice(coming, size)):
+        answers = model.predict(pending, **settings)
+        for number, (row, answer) in enumerate(zip(pending, answers, strict=True), at):
+            if "error" in answer:
+                yield {"row": number, "error": row.why if isinstance(row, Broken) else answer["error"]}
+            else:
+                yield {"row": number, **answer}
+        at += len(pending)
 
 
-@dataclass(frozen=True)
-class Broken:
-    """A line that is no row, and why."""
-
-    why: str
-
-
-def _answer(model: Any, rows: list[Any], first: int, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for number, (row, answer) in enumerate(zip(rows, model.predict(rows, **settings), strict=True), first):
-        if "error" in answer:
-            yield {"row": number, "error": row.why if isinstance(row, Broken) else answer["error"]}
-        else:
-            yield {"row": number, **answer}
-
-
-def _read(source: str | Path | IO[str]) -> Iterator[Any]:
+def _chained(rows: Sequence[Any], source: str | Path | IO[str] | None, task: str) -> Iterator[Any]:
+    yield from rows
+    if source is None:
+        return
     if not isinstance(source, str | Path):
-        return (line.rstrip("\n") for line in source if line.strip())
+        lines = (line.rstrip("\n") for line in source if line.strip())
+        yield from lines if task == "language-model" else map(row_of_line, lines)
+        return
     path = Path(source)
-    if not path.is_file():
-        raise InputError("no such file of prompts", received=str(path))
-    return _lines(path)
+    if not path.exists():
+        raise InputError("no such file of rows", received=str(path))
+    yield from tasks.find(task).read(path)
 
 
-def _lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            if path.suffix != ".jsonl":
-                yield line.rstrip("\n")
-                continue
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):
-                yield Broken(f"line {number} of {path.name} is not JSON")
+def row_of_line(line: str) -> Any:
+    """Return a line as a row: a JSON object where it is one, else the text.
+
+    Example:
+        >>> row_of_line('{"text": "fine"}'), row_of_line("fine")
+        ({'text': 'fine'}, 'fine')
+    """
+    if not line.startswith("{"):
+        return line
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return line

@@ -26,11 +26,9 @@ def prepare(
         InputError: when the folder exists already, or the data cannot be used.
     """
     settings = with_its_tokenizer(read_recipe(recipe, overrides, tasks.schema_of))
-    source = getattr(getattr(settings, "data", None), "source", None)
+    source = getattr(getattr(settings, "data", None), "place", None)
     if isinstance(source, str) and is_prepared(source):
-        raise InputError(
-            "the source is prepared already", received=source, fix="train on it: data.source=" + source
-        )
+        raise InputError("the source is prepared already", received=source, fix="train on it as it is")
     folder, show, stop = Path(out), show or Show(quiet=True), StopRequest()
     if folder.exists():
         raise InputError(

@@ -50,4 +50,4 @@ def quickstart(
         overrides += [f"data.source={json.dumps(str(text))}", "evaluate.prompts=[]"]
     tools = Tools(show or Show(quiet=True), StopRequest())
     outcome = train(f"quickstart-{language}", *overrides, out=out, tools=tools)
-    return Quickstart(outcome.folder, outcome.result, outcome.samples(), outcome.prompt)
+    return Quickstart(outcome.folder, outcome.result, outcome.samples(), outcome.prompt or "Once")

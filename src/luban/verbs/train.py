@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from luban import tasks
 from luban.console import Show
@@ -18,14 +18,12 @@ from luban.durable import folder_bytes, read_json, write_json
 from luban.errors import InputError, LubanError, Stopped
 from luban.evaluation.report import write_report
 from luban.machine import MachineReport, peak_rss_bytes
-from luban.model_folder import save_model
 from luban.planning.forecast import Forecast
 from luban.recipe import Recipe
 from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
-from luban.tasks.base import Evaluation, Task
-from luban.tasks.language_model import LanguageModule
+from luban.tasks.base import Evaluation, Learner
 from luban.training.checkpoints import Checkpoint, Checkpoints, bytes_needed, check_space
 from luban.training.compiling import Compiling
 from luban.training.faults import NO_FAULTS, Faults
@@ -35,6 +33,7 @@ from luban.training.parallel import Plan, plan_from_environment, together
 from luban.verbs.beginning import begin, with_its_tokenizer
 from luban.verbs.card import model_card
 from luban.verbs.decisions import forward_in
+from luban.verbs.folds import folds_of, train_folds
 from luban.verbs.records import RunRecord, SilentRecord, require_loggers
 
 
@@ -53,16 +52,12 @@ class Outcome:
         return [sample for sample in written if sample["step"] == written[-1]["step"]]
 
     @property
-    def prompt(self) -> str:
-        """A prompt that suits the model: one it was shown with."""
-        return next(
-            (
-                str(sample["prompt"]).strip().splitlines()[0]
-                for sample in self.samples()
-                if sample["prompt"].strip()
-            ),
-            "Once",
-        )
+    def prompt(self) -> str | None:
+        """A prompt that suits the model, one it was shown with; None for a model that continues none."""
+        if self.result.get("task") != "language-model":
+            return None
+        prompts = (sample["prompt"] for sample in self.samples() if sample["prompt"].strip())
+        return next((str(prompt).strip().splitlines()[0] for prompt in prompts), "Once")
 
 
 @dataclass
@@ -129,9 +124,30 @@ def train(
                 settings = with_its_tokenizer(read_recipe(recipe, overrides, tasks.schema_of))
                 run = Run(Path(out) if out is not None else _new_folder(settings))
             with run.lock() if plan.rank == 0 else contextlib.nullcontext():
+                if folds_of(settings) is not None:
+                    return _in_folds(run, settings, plan, tools, resuming=resume is not None)
                 return _Training(run, settings, plan, tools, resuming=resume is not None).do()
     finally:
         plan.close()
+
+
+def _in_folds(run: Run, recipe: Recipe, plan: Plan, tools: Tools, *, resuming: bool) -> Outcome:
+    """Train the folds of a run one after another, in this process."""
+    if plan.ranks > 1:
+        raise InputError(
+            "folds are trained by one process", received=f"{plan.ranks} processes", fix="start one"
+        )
+    if not resuming:
+        run.begin(recipe.model_dump(mode="json"))
+        run.event("started", "luban train, in folds")
+
+    def part(one: Run, settings: Recipe, begun: bool) -> Mapping[str, Any]:
+        if begun:
+            settings = read_recipe(one.read_recipe(), (), tasks.schema_of, str(one.recipe))
+        with one.lock():
+            return _Training(one, settings, plan, tools, resuming=begun).do().result
+
+    return Outcome(run.folder, train_folds(run, recipe, part, tools.show))
 
 
 class _Training:
@@ -200,7 +216,7 @@ class _Training:
                     write_report(self.run.folder, self.run.fs)
             raise
 
-    def _loop(self, task: Task, machine: MachineReport, plan: Mapping[str, Any]) -> Loop:
+    def _loop(self, task: Learner, machine: MachineReport, plan: Mapping[str, Any]) -> Loop:
         run, show, settings = self.run, self.tools.show, self.recipe.train
         device = next(task.model.parameters()).device
 
@@ -244,12 +260,12 @@ class _Training:
             tell=self._warn,
         )
 
-    def _check_space(self, task: Task, loop: Loop) -> None:
+    def _check_space(self, task: Learner, loop: Loop) -> None:
         """Refuse before step 1 what could not be saved."""
         if self.first:
             settings, tensors = self.recipe.train, task.model.state_dict().values()
             model = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            best = settings.patience is not None
+            best = settings.keeps_best
             needed = bytes_needed(model, loop.optimizer.state_bytes(), keep=settings.keep, best=best)
             check_space(self.run.checkpoints, needed)
         self.plan.wait()
@@ -270,10 +286,10 @@ class _Training:
         self.run.event("resumed", message, step=step)
         self.tools.show.line(f"{self.run.folder}: {message}")
 
-    def _finish(self, task: Task, progress: Progress, loop: Loop) -> Outcome:
+    def _finish(self, task: Learner, progress: Progress, loop: Loop) -> Outcome:
         """Evaluate on all held-out data, write the model folder, the result and the report."""
         run, show = self.run, self.tools.show
-        if self.recipe.train.patience is not None and progress.best_step not in (None, progress.step):
+        if self.recipe.train.keeps_best and progress.best_step not in (None, progress.step):
             assert progress.best_step is not None
             if best := loop.checkpoints.best(progress.best_step):
                 task.model.load_state_dict(dict(best.model))
@@ -287,17 +303,11 @@ class _Training:
             evaluation = task.evaluate(stop=self.tools.stop.check)
         if evaluation.documents is not None:
             evaluation.documents.write(run.documents, run.fs)
+        if evaluation.rows is not None:
+            evaluation.rows.write(run.rows, run.fs)
         write_json(run.evaluation, evaluation.as_json(), run.fs)
         result = self._result(evaluation, progress)
-        card = model_card(self.recipe, evaluation, result)
-        save_model(
-            run.model,
-            cast(LanguageModule, task.model),
-            task.tokenizer,
-            task_state=task.state(),
-            card=card,
-            fs=run.fs,
-        )
+        task.save(run.model, model_card(self.recipe, evaluation, result, task.usage()), run.fs)
         seconds = progress.seconds + self.tools.clock() - started
         result["measured"] = self._measured(evaluation, progress, seconds)
         write_json(run.result, result, run.fs)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from luban.console import Show
-from luban.data.fingerprint import Fingerprint, describe_difference, fingerprint_of, is_prepared
-from luban.data.prepare import Prepared
+from luban.data.fingerprint import Fingerprint, describe_difference, is_prepared
 from luban.durable import remove_leftovers
 from luban.errors import InputError
 from luban.recipe import Recipe
 from luban.run import Run
-from luban.tasks.base import Task
+from luban.tasks.base import Data, Task
 
 
 def open_data(
@@ -24,7 +23,7 @@ def open_data(
     resuming: bool,
     stop: Callable[[], None],
     show: Show,
-) -> Any:
+) -> Data:
     """Return the run's prepared data.
 
     Arguments:
@@ -33,16 +32,16 @@ def open_data(
     Raises:
         InputError: when the source or the steps changed since the run began; both are named.
     """
+    data: Data
     settings: Any = recipe.data  # type: ignore[attr-defined]
-    source = settings.source
-    if isinstance(source, str) and is_prepared(Path(source)):
-        data = Prepared(Path(source))
+    if isinstance(settings.place, str) and is_prepared(settings.place):
+        data = kind.open(Path(settings.place).expanduser())
         _check_same_folder(run, data)
         return data
     if is_prepared(run.data):
-        data = Prepared(run.data)
+        data = kind.open(run.data)
         if resuming:
-            _check_unchanged(data, settings, show)
+            _check_unchanged(data, kind, recipe, show)
         return data
     if run.folder.is_dir():
         remove_leftovers(run.folder, run.fs)
@@ -51,7 +50,7 @@ def open_data(
     return data
 
 
-def _check_same_folder(run: Run, data: Prepared) -> None:
+def _check_same_folder(run: Run, data: Data) -> None:
     """A folder that several runs share must still hold what it held when this run began."""
     began = run.read_plan().get("fingerprint") if run.plan.is_file() else None
     if began is not None and began != data.fingerprint["sha256"]:
@@ -62,9 +61,9 @@ def _check_same_folder(run: Run, data: Prepared) -> None:
         )
 
 
-def _check_unchanged(data: Prepared, settings: Any, show: Show) -> None:
+def _check_unchanged(data: Data, kind: type[Task], recipe: Recipe, show: Show) -> None:
     try:
-        now = fingerprint_of(settings)
+        now = kind.fingerprint(recipe)
     except InputError as error:
         show.line(
             f"the source of the data is not there to compare with ({error.message}); going on with the data in the run"

@@ -1,0 +1,261 @@
+"""What the columns of a table are, learned from its training rows: numbers, categories, dates; what to make of each."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Kind = Literal["number", "category", "date"]
+
+MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
+MAX_CATEGORIES = 10_000
+_MOST_TOLD = 20
+SHARE_READ = 0.98
+"""Of the values that are there, so many must read as numbers (as dates) for the column to be one."""
+DATE_PARTS = ("days", "year", "month", "weekday", "hour")
+_TRUTH = {"true": 1.0, "false": 0.0}
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell says nothing.
+
+    Example:
+        >>> [is_missing(v) for v in (None, "?", " NA ", float("nan"), 0, "no")]
+        [True, True, True, True, False, False]
+    """
+    if value is None:
+        return True
+    if isinstance(value, float):
+        return math.isnan(value)
+    return isinstance(value, str) and value.strip().lower() in MISSING
+
+
+def as_number(value: object) -> float | None:
+    """Return a cell as a number that float32 can hold; None where it is none.
+
+    Commas are read where they part thousands, and nowhere else: 3,5 is three and a half to one writer and two numbers
+    to another. True and false are 1 and 0, as JSON or as text has them.
+
+    Example:
+        >>> as_number(" 1,234.5 "), as_number("true"), as_number("3,5"), as_number("3 rooms")
+        (1234.5, 1.0, None, None)
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        if text.lower() in _TRUTH:
+            return _TRUTH[text.lower()]
+        # Python reads 12_345 as a number too; in a table it is the name of something.
+        value = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text.replace("_", " ")
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if abs(found) <= _LARGEST else None
+
+
+def as_date(value: object) -> datetime.datetime | None:
+    """Return a cell that is an ISO date, with or without a time; None where it is none.
+
+    Example:
+        >>> as_date("2024-02-29").year, as_date("2024/02/29 10:30").hour, as_date("today")
+        (2024, 10, None)
+    """
+    if not isinstance(value, str) or not 8 <= len(value.strip()) <= 40:
+        return None
+    try:
+        found = datetime.datetime.fromisoformat(value.strip().replace("/", "-"))
+    except ValueError:
+        return None
+    return found.replace(tzinfo=None)
+
+
+def date_parts(date: datetime.datetime) -> list[float]:
+    """Return a date as numbers, by DATE_PARTS: days since 1970, year, month, weekday from Monday, hour."""
+    days = (date - datetime.datetime(1970, 1, 1)).total_seconds() / 86_400
+    return [days, float(date.year), float(date.month), float(date.weekday()), date.hour + date.minute / 60]
+
+
+@dataclass
+class _Seen:
+    """What came by in one column."""
+
+    rows: int = 0
+    missing: int = 0
+    numbers: int = 0
+    dates: int = 0
+    decimal_commas: int = 0
+    values: Counter[str] = field(default_factory=Counter)
+    overfull: bool = False
+
+    def add(self, value: object) -> None:
+        self.rows += 1
+        if is_missing(value):
+            self.missing += 1
+            return
+        self.numbers += as_number(value) is not None
+        self.dates += as_date(value) is not None
+        self.decimal_commas += isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value.strip()) is not None
+        if len(self.values) <= MAX_CATEGORIES:
+            self.values[category(value)] += 1
+        else:
+            self.overfull = True
+
+
+def category(value: object) -> str:
+    """Return a cell as the name of a category.
+
+    Example:
+        >>> category(3.0), category(" Private "), category(True), category("TRUE")
+        ('3', 'Private', 'true', 'true')
+    """
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    name = str(value).strip()
+    return name.lower() if name.lower() in _TRUTH else name
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """The columns that are used, and how.
+
+    Attributes:
+        numbers: columns of numbers. dates: columns of dates, each of which gives DATE_PARTS numbers.
+        categories: column -> its values in training; any other value is unknown.
+        notes: columns left out, and why.
+    """
+
+    numbers: Sequence[str]
+    dates: Sequence[str]
+    categories: Mapping[str, Sequence[str]]
+    notes: Sequence[Mapping[str, str]] = ()
+
+    @property
+    def number_names(self) -> list[str]:
+        """Return a name for each number of a row."""
+        return [*self.numbers, *(f"{name}.{part}" for name in self.dates for part in DATE_PARTS)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return {
+            "numbers": list(self.numbers),
+            "dates": list(self.dates),
+            "categories": {n: list(v) for n, v in self.categories.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TableColumns:
+        """Read what `as_json` gave."""
+        return cls(value["numbers"], value["dates"], value["categories"])
+
+    def number_row(self, row: Mapping[str, Any]) -> list[float]:
+        """Return the numbers of a row; NaN where one is missing, or none where a number should be."""
+        found = []
+        for name in self.numbers:
+            value = row.get(name)
+            number = None if is_missing(value) else as_number(value)
+            found.append(math.nan if number is None else number)
+        for name in self.dates:
+            date = as_date(row.get(name))
+            found += [math.nan] * len(DATE_PARTS) if date is None else date_parts(date)
+        return found
+
+
+def learn_columns(
+    rows: Iterable[Mapping[str, Any]], names: Sequence[str], forced: Mapping[str, Kind]
+) -> TableColumns:
+    """Find out what each column is, and which say nothing.
+
+    A column is one of numbers (of dates) where nearly every value that is there reads as one; else it is one of
+    categories. One whose value never changes is left out, and so is one of text that differs in (nearly) every row: an
+    identifier tells nothing of the next row.
+
+    Arguments:
+        rows: training rows. names: columns other than the target. forced: what the recipe says of some.
+    """
+    seen = {name: _Seen() for name in names}
+    for row in rows:
+        for name, column in seen.items():
+            column.add(row.get(name))
+    numbers, dates, categories, notes = [], [], {}, []
+    for name, column in seen.items():
+        there = column.rows - column.missing
+        if column.decimal_commas > 0.5 * there and column.numbers < SHARE_READ * there:
+            detail = f"{name} holds numbers with a decimal comma, which are read as names: write a point"
+            notes.append({"kind": "decimal_comma", "detail": detail})
+        if len(column.values) < 2 and not (column.missing and there):
+            held = next(iter(column.values), "nothing")
+            notes.append(
+                {"kind": "constant", "detail": f"{name} is {held!r} in every training row: left out"}
+            )
+        elif forced.get(name) == "number" or (name not in forced and column.numbers >= SHARE_READ * there):
+            numbers.append(name)
+        elif forced.get(name) == "date" or (name not in forced and column.dates >= SHARE_READ * there):
+            dates.append(name)
+        elif column.overfull or (
+            name not in forced and len(column.values) > 0.9 * there and there > _MOST_TOLD
+        ):
+            detail = f"{name} differs in nearly every row ({len(column.values):,} values): left out"
+            notes.append({"kind": "identifier", "detail": detail})
+        else:
+            categories[name] = [
+                value for value, _ in sorted(column.values.items(), key=lambda i: (-i[1], i[0]))
+            ]
+    return TableColumns(numbers, dates, categories, notes)
+
+
+def leaks(
+    columns: TableColumns, rows: Sequence[Mapping[str, Any]], target: Floats, *, classes: bool
+) -> list[dict[str, str]]:
+    """Name columns that give the target away alone: what no one could know at the time is often among the columns.
+
+    Arguments:
+        rows: training rows, or some of them. target: (rows,), class numbers or the number itself.
+    """
+    found = []
+    for name, values in columns.categories.items():
+        if classes and len(values) <= len(rows) / 10:
+            pairs = Counter((category(row.get(name)), int(t)) for row, t in zip(rows, target, strict=True))
+            best: Counter[str] = Counter()
+            for (value, _), count in pairs.items():
+                best[value] = max(best[value], count)
+            if sum(best.values()) >= 0.999 * len(rows):
+                found.append(_leak(name, "each of its values goes with one class"))
+    table = np.array([columns.number_row(row) for row in rows]).reshape(len(rows), -1)
+    for number, name in enumerate(columns.number_names):
+        column = table[:, number]
+        there = np.isfinite(column)
+        if there.sum() > max(20, 0.5 * len(rows)) and _gives_away(column[there], target[there], classes):
+            found.append(_leak(name, "its order is that of the target"))
+    return found
+
+
+def _gives_away(column: Floats, target: Floats, classes: bool) -> bool:
+    if len(np.unique(column)) < 2 or len(np.unique(target)) < 2:
+        return False
+    if not classes:
+        return bool(abs(np.corrcoef(column, target)[0, 1]) > 0.9999)
+    labels = np.unique(target)
+    if len(labels) > 2:
+        order = np.argsort(column, kind="stable")
+        return int((np.diff(target[order]) != 0).sum()) == len(labels) - 1 and len(column) > 10 * len(labels)
+    first, second = (column[target == label] for label in labels)
+    return bool(first.max() < second.min() or second.max() < first.min())
+
+
+def _leak(name: str, why: str) -> dict[str, str]:
+    return {
+        "kind": "leak",
+        "detail": f"{name} gives the target away: {why}; will it be known when the model is asked?",
+    }

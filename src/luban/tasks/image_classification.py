@@ -1,0 +1,408 @@
+"""Image classification: a picture in, a label out."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from luban.data.picture_workers import decode_many
+from luban.data.pictures import PictureError, decode, encode_png, picture_size
+from luban.data.row_sets import BadValue, Fitted, Row
+from luban.data.row_sources import is_inside
+from luban.data.row_store import RowSet
+from luban.data.workers import cores
+from luban.errors import DataError, InputError
+from luban.models.airbench import Airbench, AirbenchConfig
+from luban.models.augment import Augmentation, mixup, symmetric_beta, uniforms
+from luban.models.lenet import LeNet, LeNetConfig, SmallConvNet, SmallConvNetConfig
+from luban.models.normalised import Normalised
+from luban.models.resnet import ResNet, ResNetConfig
+from luban.models.vit import ViT, ViTConfig
+from luban.recipe import Fraction, Positive, Section
+from luban.row_recipe import Objective, RowData, RowEvaluation, RowRecipe
+from luban.tasks.base import Broken
+from luban.tasks.classification import Classifier
+from luban.tasks.columns import column_of, labelled
+from luban.tasks.rows import Array, Signature, Tensors
+
+_LOOKED_AT = 2_000
+"""Training pictures from which size, mean and spread are taken."""
+_LARGE, _USUAL = 96, 64
+LABEL_COLUMNS = ("label", "class", "category", "target")
+_WHITENED = 5_000
+
+
+class PictureChanges(Section):
+    """How training pictures are changed at random; every draw is a function of the seed and the picture's place."""
+
+    flip: bool = False
+    """Mirror half of them, left and right."""
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Shift by up to so many pixels each way; what comes in is mirrored from the edge."""
+    crop: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Cut out a part and enlarge it: the smallest share of the area; 1 cuts nothing."""
+    cutout: Annotated[int, Field(ge=0)] = 0
+    """Black out a square of so many pixels."""
+    brightness: Fraction = 0.0
+    """Change brightness by up to this share."""
+    contrast: Fraction = 0.0
+    """Change contrast by up to this share."""
+    colour: Fraction = 0.0
+    """Change saturation by up to this share."""
+    mixup: Annotated[float, Field(ge=0.0)] = 0.0
+    """Alpha of mixup (Zhang et al. 2018): pictures and labels mixed in pairs; 0 mixes none."""
+
+
+class PictureRows(RowData):
+    """Pictures with their labels: a folder of each class, a table of paths, idx files, or parquet with bytes."""
+
+    image: str | None = None
+    """With a table: the column of the path, or of the bytes."""
+    label: str | None = None
+    """With a table: the column of the label."""
+    size: Positive | list[Positive] | None = None
+    """Pixels of each side, or [height, width]; null takes pictures of one size as they are, others at 64."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour; null takes what the pictures have."""
+    augment: PictureChanges = PictureChanges()
+    """How training pictures are changed at random."""
+
+
+class PictureNetwork(Section):
+    """The network: which kind, and its shape."""
+
+    network: Literal["lenet", "small", "airbench", "resnet", "vit"] = "small"
+    """`lenet` (LeCun et al. 1998), `small` (convolutions with batch norm, under 100,000 parameters), `airbench` (Jordan
+    2024, for 32 pixels), `resnet` (He et al. 2016, for small pictures), `vit` (Dosovitskiy et al. 2021)."""
+    start: str | None = None
+    """A run or a model folder to take weights from, wherever names and shapes are the same."""
+    widths: list[Positive] | None = None
+    """Channels of each stage; null means the network's own."""
+    layers: Positive = 6
+    """Blocks of `vit`."""
+    width: Positive = 128
+    """Width of `vit`."""
+    heads: Positive = 4
+    """Attention heads of `vit`."""
+    patch: Positive = 4
+    """Pixels of a side of `vit`'s patches."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """With `vit`: share that is zeroed while training."""
+
+
+class PictureEvaluation(RowEvaluation):
+    """What is measured on held-out pictures."""
+
+    mirror: bool = False
+    """Answer with the mean of a picture and its mirror image; twice the work."""
+
+
+class ImageClassificationRecipe(RowRecipe):
+    """The recipe of image classification."""
+
+    task: Literal["image-classification"] = "image-classification"
+    """What is learned."""
+    data: PictureRows
+    """Where the pictures come from."""
+    model: PictureNetwork = PictureNetwork()
+    """The network."""
+    objective: Objective = Objective()
+    """What the loss is."""
+    evaluate: PictureEvaluation = PictureEvaluation()
+    """What is measured."""
+
+
+class ImageClassification(Classifier):
+    """Tell which label a picture has."""
+
+    name: ClassVar[str] = "image-classification"
+    recipe: ClassVar[type[ImageClassificationRecipe]] = ImageClassificationRecipe
+    layout = "pictures"
+    pipeline = "image-classification"
+
+    def asked_columns(self) -> Sequence[str] | None:
+        """Return the column of the picture in a table."""
+        image = self.settings.data.image
+        return None if image is None else [image]
+
+    def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
+        """Say which column is the label; the reader calls the picture's `image`."""
+        others = [name for name in columns if name not in ("image", "path")]
+        label = (
+            column_of(others, self.settings.data.label, LABEL_COLUMNS, "data.label") if others else "label"
+        )
+        return {"label": label}
+
+    def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
+        """Return picture, label and path."""
+        image = values.get("image")
+        if not isinstance(image, bytes | np.ndarray):
+            raise BadValue("bad_picture", f"a picture is wanted; received {str(image)[:80]!r}")
+        others = {n: v for n, v in values.items() if n in self.settings.evaluate.slices}
+        row = {**others, "image": image, "path": str(values.get("path", ""))}
+        return labelled(row, self.label_of(values.get(roles.get("label", "label"))))
+
+    @classmethod
+    def read(cls, path: Path) -> Iterator[Any]:
+        """Yield the pictures of a folder or table; paths on the lines of a file count from its folder."""
+        for row in super().read(path):
+            named = row.get("image") if isinstance(row, Mapping) else row
+            if not isinstance(named, str):
+                yield row
+            elif is_inside(path.parent, path.parent / named):
+                yield {"image": str(path.parent / named)}
+            else:
+                yield Broken(f"{named[:200]} leads out of the folder of {path.name}")
+
+    def parse(self, raw: Any) -> Mapping[str, Any]:
+        """Take the path of a picture, its bytes, or an array (height, width[, channels]) as a row."""
+        if isinstance(raw, bytes | np.ndarray):
+            return {"image": raw}
+        path = raw if isinstance(raw, str) else raw.get("image") if isinstance(raw, Mapping) else None
+        if isinstance(path, str):
+            try:
+                if Path(path).is_file():  # what is no file, such as a pipe, may never end
+                    return {"image": Path(path).read_bytes(), "path": path}
+                why = "there is no such file"
+            except (OSError, ValueError) as error:
+                why = str(error)
+            raise BadValue("no_file", f"cannot read the picture {path[:200]}: {why}")
+        return super().parse(raw)
+
+    def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
+        """Learn the labels, the size, and mean and spread of the channels."""
+        state, notes = self.learn_labels(row["label"] for row in rows())
+        step = max(1, sum(state["label_counts"]) // _LOOKED_AT)
+
+        def images() -> Iterator[Any]:
+            # Spread evenly, since folders come class by class; one at a time, since photos are large.
+            return (row["image"] for row in islice(rows(), 0, None, step))
+
+        size = self._size(images())
+        asked = self.settings.data.channels
+        mean, spread, grey = _statistics(images(), size, asked or 3)
+        channels = asked or (1 if grey else 3)
+        state |= {
+            "roles": dict(roles),
+            "size": list(size),
+            "mean": mean[:channels],
+            "spread": spread[:channels],
+        }
+        return Fitted(state, notes=notes)
+
+    def _size(self, images: Iterable[Any]) -> tuple[int, int]:
+        """Return height and width that all pictures are brought to."""
+        asked = self.settings.data.size
+        if isinstance(asked, int):
+            return asked, asked
+        if asked is not None:
+            height, width = asked
+            return height, width
+        sizes = set()
+        for image in images:
+            try:
+                sizes.add(image.shape[:2] if isinstance(image, np.ndarray) else picture_size(image))
+            except PictureError:
+                continue
+        height, width = next(iter(sizes)) if len(sizes) == 1 else (_USUAL, _USUAL)
+        return (height, width) if max(height, width) <= _LARGE else (_USUAL, _USUAL)
+
+    def encode_all(self, rows: Iterator[Row], fitted: Fitted) -> Iterator[dict[str, Array] | BadValue]:
+        """Decode pictures in worker processes, in order."""
+        task = self.knowing(fitted)
+        workers = self.settings.data.workers or cores()
+        size, channels = tuple(fitted.state["size"]), len(fitted.state["mean"])
+        waiting: list[Row] = []
+
+        def images() -> Iterator[Any]:
+            for row in rows:
+                waiting.append({name: value for name, value in row.items() if name != "image"})
+                yield row["image"]
+
+        first = next(rows, None)
+        if first is None:
+            return
+        rows = itertools.chain([first], rows)
+        # Pixels need no decoding: a process more would only copy them.
+        workers = 1 if isinstance(first["image"], np.ndarray) else workers
+        for decoded in decode_many(images(), size=size, channels=channels, workers=workers):
+            row = waiting.pop(0)
+            try:
+                if isinstance(decoded, PictureError):
+                    raise BadValue("bad_picture", f"{row['path']}: {decoded.detail}".removeprefix(": "))
+                yield task.with_label(decoded, row)
+            except BadValue as error:
+                yield error
+
+    def with_label(self, picture: Array, row: Row) -> dict[str, Array]:
+        """Return a decoded picture with the row's label, where it has one."""
+        label = {"label": self.encode_label(row["label"])} if "label" in row else {}
+        return {"image": picture, **label}
+
+    def encode(self, row: Row) -> dict[str, Array]:
+        """Return the picture (height, width, channels) uint8, and the label where there is one."""
+        state = self.fitted.state
+        try:
+            picture = decode(row["image"], size=tuple(state["size"]), channels=len(state["mean"]))
+        except PictureError as error:
+            raise BadValue("bad_picture", f"{row['path']}: {error.detail}".removeprefix(": ")) from None
+        return self.with_label(picture, row)
+
+    def build(self) -> nn.Module:
+        """Return the network that the recipe names, behind the scaling of its pictures."""
+        state = self.fitted.state
+        network = _network(self.settings.model, len(self.labels), len(state["mean"]), state["size"])
+        return Normalised(network, state["mean"], state["spread"])
+
+    def ready(self, model: nn.Module, rows: RowSet) -> None:
+        """Give a network that whitens its input the pictures to learn that from."""
+        assert isinstance(model, Normalised)
+        if isinstance(model.network, Airbench):
+            step = max(1, len(rows) // _WHITENED)
+            numbers = np.arange(0, len(rows), step, dtype=np.int64)
+            pictures = torch.from_numpy(np.ascontiguousarray(rows.column("image")[numbers]))
+            model.network.whiten(model.prepared(pictures))
+
+    def augmented(self, tensors: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+        """Change a batch as `data.augment` says."""
+        settings, seed = self.settings.data.augment, self.settings.train.seed
+        if settings == PictureChanges():
+            return tensors
+        change = Augmentation(**settings.model_dump(exclude={"mixup"}))
+        x = tensors["image"].permute(0, 3, 1, 2)  # (rows, channels, height, width)
+        x = change(x, seed=seed, positions=positions)
+        found = {**tensors, "image": x.permute(0, 2, 3, 1)}
+        if not settings.mixup or len(positions) < 2:
+            return found
+        # Pairs are of one micro-batch.
+        partners = torch.arange(len(positions), device=x.device).flip(0)
+        shares = symmetric_beta(uniforms(seed + 1, positions, 1)[:, 0], settings.mixup)
+        found["image"] = mixup(x, partners, shares).permute(0, 2, 3, 1)
+        return {**found, "partner_label": tensors["label"][partners], "share": shares}
+
+    def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
+        """Return logits (rows, classes)."""
+        found: Tensor = model(tensors["image"])
+        return found
+
+    def loss(self, outputs: Tensor, tensors: Tensors) -> Tensor:
+        """Return the loss summed over the rows; of mixed pictures the mixed loss."""
+        if "share" not in tensors:
+            return super().loss(outputs, tensors)
+        share = tensors["share"]
+        own, partner = (
+            self.row_losses(outputs, tensors["label"]),
+            self.row_losses(outputs, tensors["partner_label"]),
+        )
+        return (share * own + (1.0 - share) * partner).sum()
+
+    def answers(self, model: nn.Module, tensors: Tensors) -> Sequence[Any]:
+        """Return the logits of each row."""
+        logits = self.outputs(model, tensors).float()
+        if self.settings.evaluate.mirror:
+            logits = 0.5 * (logits + self.outputs(model, {"image": tensors["image"].flip(2)}).float())
+        return list(logits.cpu().numpy())
+
+    def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
+        """Return the picture beside its label."""
+        png = base64.b64encode(encode_png(np.asarray(rows.column("image")[number]))).decode("ascii")
+        return {"parts": [{"kind": "picture", "png": png}], **self.shown_answer(rows, number, answer)}
+
+    def view(self, rows: RowSet, number: int) -> str:
+        """Return size and label."""
+        height, width, channels = rows.column("image")[number].shape
+        row = rows.row(number)["values"]
+        return f"{height} x {width} x {channels} {row['path']} -> {row['label']}"
+
+    def signature(self, tensors: Tensors) -> Signature:
+        """Return the network as a graph: pictures as bytes in, logits out."""
+        return Signature({"pictures": tensors["image"]}, ["logits"], {"pictures": {0: "batch"}})
+
+    def probe(self, rows: int, draws: torch.Generator) -> dict[str, Tensor]:
+        """Return noise."""
+        height, width = self.fitted.state["size"]
+        shape = (rows, height, width, len(self.fitted.state["mean"]))
+        return {"image": torch.randint(256, shape, generator=draws, dtype=torch.uint8)}
+
+    @classmethod
+    def sample(cls, count: int, draws: random.Random) -> list[Row]:
+        """Return grey pictures of 12 pixels with a bright bar, lying or standing."""
+        rows: list[Row] = []
+        for number in range(count):
+            picture = np.array([[draws.randrange(80) for _ in range(12)] for _ in range(12)], np.uint8)
+            at = draws.randrange(1, 10)
+            if number % 2:
+                picture[at : at + 2] = 230
+            else:
+                picture[:, at : at + 2] = 230
+            rows.append({"image": picture[:, :, None], "label": "lying" if number % 2 else "standing"})
+        return rows
+
+    @classmethod
+    def smallest(cls) -> dict[str, Any]:
+        """Return the smallest network."""
+        return {"model": {"network": "small", "widths": [8, 8, 8, 8]}}
+
+
+def _statistics(
+    images: Iterable[Any], size: tuple[int, int], channels: int
+) -> tuple[list[float], list[float], bool]:
+    """Return mean and spread of each channel on the scale 0 to 1, and whether all pictures are grey."""
+    total, squares = np.zeros(channels), np.zeros(channels)
+    count, grey = 0, True
+    for image in images:
+        try:
+            pixels = decode(image, size=size, channels=channels).reshape(-1, channels)
+        except PictureError:
+            continue  # counted where it is encoded
+        scaled = pixels / 255.0
+        total += scaled.sum(0)
+        squares += (scaled**2).sum(0)
+        count += len(pixels)
+        grey = grey and bool((pixels == pixels[:, :1]).all())
+    if not count:
+        raise DataError("none of the training pictures can be read", where="data.train")
+    mean = total / count
+    spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    return mean.tolist(), np.maximum(spread, 1e-3).tolist(), grey
+
+
+def _network(settings: PictureNetwork, classes: int, channels: int, size: Sequence[int]) -> nn.Module:
+    widths = None if settings.widths is None else tuple(settings.widths)
+    shape: dict[str, Any] = {} if widths is None else {"widths": widths}
+    match settings.network:
+        case "lenet":
+            return LeNet(LeNetConfig(classes, channels, height=size[0], width=size[1], **shape))
+        case "small":
+            return SmallConvNet(SmallConvNetConfig(classes, channels, **shape))
+        case "airbench":
+            return Airbench(AirbenchConfig(classes, channels, **shape))
+        case "resnet":
+            return ResNet(ResNetConfig(classes, channels, **shape))
+        case _:
+            if size[0] != size[1]:
+                raise InputError(
+                    "vit takes square pictures", received=list(size), fix="set data.size to one number"
+                )
+            return ViT(
+                ViTConfig(
+                    classes,
+                    size[0],
+                    settings.patch,
+                    layers=settings.layers,
+                    width=settings.width,
+                    heads=settings.heads,
+                    channels=channels,
+                    dropout=settings.dropout,
+                )
+            )

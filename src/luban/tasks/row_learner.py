@@ -1,0 +1,351 @@
+"""What a run trains when its task is one on rows: batches, loss, evaluation; the same for every such task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from luban.data.row_order import RowOrder
+from luban.data.row_sets import PreparedRows
+from luban.data.row_store import RowSet
+from luban.durable import FileSystem
+from luban.errors import CheckpointError, RecipeError, nearest
+from luban.metrics.row_scores import RowScores
+from luban.models.counted import count_flops
+from luban.recipe import settled
+from luban.task_folder import TaskFolder, save_task_folder
+from luban.tasks.base import Choice, Evaluation, Machine, Usage
+
+if TYPE_CHECKING:
+    from luban.tasks.row_model import RowModel
+    from luban.tasks.rows import RowTask
+
+Integers = NDArray[np.int64]
+
+BATCH = 64
+SLICES = 20
+SOMETIMES = frozenset({"roc_auc", "pr_auc", "r2", "entity_f1", "bleu", "chrf"})
+"""Figures that some rows do not define."""
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows as tensors."""
+
+    tensors: dict[str, Tensor]
+    rows: int
+    count: int
+    describe: Callable[[], Mapping[str, Any]]
+
+    @property
+    def tokens(self) -> int:
+        """Rows that pass through the model."""
+        return self.rows
+
+
+class RowLearner:
+    """A task on rows with its network and its data.
+
+    Arguments:
+        task: knowing what was learned from the training rows.
+        data: the rows.
+        start: a model to take weights from, wherever names and shapes are the same.
+    """
+
+    def __init__(self, task: RowTask, data: PreparedRows, *, start: RowModel | None = None) -> None:
+        self.task, self.data, self.minimise = task, data, task.minimise
+        self._settings, train = task.settings, task.settings.train
+        torch.manual_seed(train.seed)
+        self.model: nn.Module = task.build()
+        if start is not None:
+            taken = taken_over(self.model, start.module)
+            if not taken:
+                raise CheckpointError(
+                    "the model to start from has no weights of the names and shapes of this one",
+                    fix="give it the same model.* settings",
+                )
+        else:
+            task.ready(self.model, data.train)
+        self._order = RowOrder(
+            len(data.train),
+            settled(train.batch, "train.batch"),
+            seed=train.seed,
+            costs=task.costs(data.train),
+            batch_cost=task.batch_cost(),
+            weights=task.weights(data.train),
+        )
+        self._flops: dict[tuple[tuple[int, ...], ...], int] = {}
+        self._task_after = task
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return device_of(self.model)
+
+    def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> list[RowBatch]:
+        """Return the rank's share of the step's rows, cut into micro-batches of at most `size` rows."""
+        rows, positions = self._order.rows(step), self._order.positions(step)
+        first, last = len(rows) * rank // ranks, len(rows) * (rank + 1) // ranks
+        size = size or self._settings.train.micro_batch or max(1, last - first)
+        return [
+            self._batch(rows[at : min(at + size, last)], positions[at : min(at + size, last)])
+            for at in range(first, last, size)
+        ]
+
+    def _batch(self, rows: Integers, positions: Integers) -> RowBatch:
+        tensors = self._tensors(self.data.train, rows)
+        tensors = self.task.augmented(tensors, torch.from_numpy(positions).to(self.device))
+        return RowBatch(tensors, len(rows), self.task.count(tensors), partial(self._describe, rows))
+
+    def _tensors(self, rows: RowSet, numbers: Integers) -> dict[str, Tensor]:
+        return {n: t.to(self.device) for n, t in self.task.collate(*rows.gather(numbers)).items()}
+
+    def _describe(self, rows: Integers) -> dict[str, Any]:
+        shown = [self.data.train.row(int(number)) for number in rows[:8]]
+        return {"rows": [{"file": row["file"], "line": row["line"]} for row in shown], "count": len(rows)}
+
+    def epoch(self, step: int) -> float:
+        """Return how many times the training rows were seen after `step` steps."""
+        return self._order.epoch(step)
+
+    def steps(self, epochs: float) -> int:
+        """Return how many steps so many epochs are."""
+        return self._order.steps(epochs)
+
+    def loss(self, batch: RowBatch) -> Tensor:
+        """Return the loss summed over the batch."""
+        return self.task.batch_loss(self.model, batch.tensors)
+
+    def flops(self, batch: RowBatch) -> int:
+        """Return the FLOPs of the matrix products and convolutions of forward and backward, counted once per shape."""
+        shapes = tuple(tuple(tensor.shape) for tensor in batch.tensors.values())
+        if shapes not in self._flops:
+            inputs = self.task.signature(batch.tensors).inputs
+            # Backward is twice forward: a product for the gradient of each of its two factors.
+            self._flops[shapes] = 3 * count_flops(self.model, **inputs)
+        return self._flops[shapes]
+
+    def quick(self) -> dict[str, float]:
+        """Measure some of the validation rows, spread evenly."""
+        rows = self.data.validation
+        step = max(1, len(rows) // self.task.quick_rows)
+        numbers = np.arange(0, len(rows), step, dtype=np.int64)
+        answers = self.answers(rows, numbers)
+        figures = self.task.scores(answers, rows, numbers).figures()
+        self._last = (answers, numbers)
+        primary = self.primary
+        return {primary: primary_of(figures, primary), **figures}
+
+    @property
+    def primary(self) -> str:
+        """The name of the figure that counts."""
+        return self._settings.evaluate.primary or self.task.primary
+
+    def evaluate(self, *, stop: Callable[[], None]) -> Evaluation:
+        """Measure the test rows (validation rows where there are none), with intervals and what a report shows."""
+        self._task_after = self.task
+        if self.data.test is not None:
+            everything = np.arange(len(self.data.validation), dtype=np.int64)
+            answers = self.answers(self.data.validation, everything, stop)
+            self._task_after = self.task.calibrate(answers, self.data.validation)
+        finished = self._task_after.finished()
+        evaluation = measured(finished, self.model, self.data.held_out, self._settings.evaluate, stop)
+        sections = {**evaluation.sections, "baselines": self.task.baselines(self.data)}
+        notes = [*self.data.report.get("notes", [])]
+        if notes:
+            sections["notes"] = notes
+        return Evaluation(
+            evaluation.primary,
+            evaluation.direction,
+            evaluation.figures,
+            evaluation.intervals,
+            evaluation.counts,
+            sections={name: section for name, section in sections.items() if section},
+            rows=evaluation.rows,
+        )
+
+    def answers(self, rows: RowSet, numbers: Integers, stop: Callable[[], None] = lambda: None) -> list[Any]:
+        """Return what the model says now of rows, by number."""
+        return answered(self.task, self.model, rows, numbers, stop)
+
+    def evaluation_tokens(self) -> int:
+        """Return how many rows pass through the model in `evaluate`."""
+        return len(self.data.held_out) + (len(self.data.validation) if self.data.test is not None else 0)
+
+    def largest_evaluation(self) -> int:
+        """Compute the largest batch of `evaluate` and return its rows."""
+        rows = self.data.held_out
+        costs = self.task.costs(rows)
+        order = np.argsort(costs, kind="stable")[::-1] if costs is not None else np.arange(len(rows))
+        numbers = order[: self.task.evaluation_rows].astype(np.int64)
+        self.task.answers(self.model, self._tensors(rows, numbers))
+        return len(numbers)
+
+    def views(self, count: int) -> list[str]:
+        """Show the first training rows of the run as the network sees them."""
+        return [self.task.view(self.data.train, int(number)) for number in self._order.rows(0)[:count]]
+
+    def expected(self, tokens: int) -> dict[str, float]:
+        """Return nothing: no law is known for what a classifier reaches."""
+        del tokens
+        return {}
+
+    def samples(self) -> list[dict[str, str]]:
+        """Show what the model answers now, of the rows measured last."""
+        answers, numbers = self._last
+        return self.task.samples(answers, self.data.validation, numbers)
+
+    def config(self) -> dict[str, Any]:
+        """Return config.json of the model folder."""
+        return self.task.config()
+
+    def usage(self) -> Usage:
+        """Say how others use the model."""
+        return self.task.usage()
+
+    def save(self, folder: Path, card: str, fs: FileSystem) -> None:
+        """Write the model folder."""
+        task = self._task_after
+        state = {
+            "task": task.name,
+            "recipe": task.settings.model_dump(mode="json"),
+            "fitted": dict(task.fitted.state),
+            "primary": self.primary,
+        }
+        content = TaskFolder(task.config(), self.model.state_dict(), task.fitted.tokenizers, state)
+        save_task_folder(folder, content, card, fs)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a module's parameters are; the CPU for a graph, which has none."""
+    first = next(module.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def answered(
+    task: RowTask, model: nn.Module, rows: RowSet, numbers: Integers, stop: Callable[[], None]
+) -> list[Any]:
+    """Return the model's answer to each of `numbers`, in their order; rows of like cost are computed together."""
+    costs, device = task.costs(rows), device_of(model)
+    order = np.argsort(costs[numbers], kind="stable") if costs is not None else np.arange(len(numbers))
+    found: list[Any] = [None] * len(numbers)
+    with torch.no_grad():
+        for at in range(0, len(order), task.evaluation_rows):
+            stop()
+            places = order[at : at + task.evaluation_rows]
+            tensors = {n: t.to(device) for n, t in task.collate(*rows.gather(numbers[places])).items()}
+            for place, answer in zip(places.tolist(), task.answers(model, tensors), strict=True):
+                found[place] = answer
+    return found
+
+
+def measured(
+    task: RowTask, model: nn.Module, rows: RowSet, settings: Any, stop: Callable[[], None]
+) -> Evaluation:
+    """Measure all of a split.
+
+    Arguments:
+        settings: the recipe's `evaluate` section.
+    """
+    numbers = np.arange(len(rows), dtype=np.int64)
+    answers = answered(task, model, rows, numbers, stop)
+    scores = task.scores(answers, rows, numbers)
+    figures = scores.figures()
+    primary = settings.primary or task.primary
+    figures = {primary: primary_of(figures, primary), **figures}
+    badness = task.badness(answers, rows, numbers)
+    worst = [int(n) for n in np.argsort(-badness, kind="stable")[: settings.errors] if badness[n] > 0]
+    sections = {
+        **task.sections(scores),
+        "errors": [
+            {**task.show(rows, n, answers[n]), "where": "{file}:{line}".format(**rows.row(n))} for n in worst
+        ],
+        "slices": _slices(task, answers, rows, settings),
+    }
+    return Evaluation(
+        primary=primary,
+        direction="min" if task.minimise else "max",
+        figures=figures,
+        intervals=scores.intervals(settings.bootstrap) if settings.bootstrap else {},
+        counts={"rows": len(rows)},
+        sections={name: section for name, section in sections.items() if section},
+        rows=RowScores.of((row["values"] for row in rows.rows()), task.row_scores(answers, rows, numbers)),
+    )
+
+
+def primary_of(figures: Mapping[str, float], name: str) -> float:
+    """Return the figure that counts; NaN where these rows do not define it, as an area under a curve of one class.
+
+    Raises:
+        RecipeError: no figure of the task has that name.
+    """
+    if name not in figures and name not in SOMETIMES:
+        close = nearest(name, figures)
+        fix = (f"did you mean {close}? " if close else "") + f"there are: {', '.join(figures)}"
+        raise RecipeError("the task has no such figure", received=name, where="evaluate.primary", fix=fix)
+    return figures.get(name, math.nan)
+
+
+def _slices(task: RowTask, answers: Sequence[Any], rows: RowSet, settings: Any) -> list[dict[str, Any]]:
+    """Return the figures of the rows of each value of the columns asked for, the largest groups first."""
+    found = []
+    for column in settings.slices:
+        groups: dict[str, list[int]] = {}
+        for number, row in enumerate(rows.rows()):
+            groups.setdefault(str(row["values"].get(column)), []).append(number)
+        for value in sorted(groups, key=lambda v: -len(groups[v]))[:SLICES]:
+            numbers = np.array(groups[value], np.int64)
+            scores = task.scores([answers[n] for n in groups[value]], rows, numbers)
+            intervals = scores.intervals(min(200, settings.bootstrap)) if settings.bootstrap else {}
+            metrics = {
+                name: {"value": figure, "low": low, "high": high}
+                for name, figure in scores.figures().items()
+                if math.isfinite(figure)
+                for low, high in [intervals.get(name, (figure, figure))]
+            }
+            found.append({"column": column, "value": value, "rows": len(numbers), "metrics": metrics})
+    return found
+
+
+def taken_over(module: nn.Module, source: nn.Module) -> list[str]:
+    """Copy every tensor of the same name and shape from `source`; return their names."""
+    own, given = module.state_dict(), source.state_dict()
+    taken = [name for name, tensor in given.items() if name in own and own[name].shape == tensor.shape]
+    module.load_state_dict({**own, **{name: given[name] for name in taken}})
+    return taken
+
+
+def choices(recipe: Any, prepared: PreparedRows, machine: Machine, start: Any) -> dict[str, Choice]:
+    """Choose batch and rate where a recipe on rows leaves them open."""
+    del machine
+    chosen: dict[str, Choice] = {}
+    rows = len(prepared.train)
+    if recipe.train.batch is None:
+        batch = min(BATCH, max(4, 2 ** int(math.log2(max(4, rows / 32)))))
+        chosen["train.batch"] = Choice(
+            batch, f"{rows:,} training rows: an epoch has {math.ceil(rows / batch):,} steps"
+        )
+    if recipe.train.learning_rate is None:
+        rate = RATES[recipe.train.optimizer]
+        why = f"usual for {recipe.train.optimizer}"
+        if start is not None:
+            rate, why = (
+                rate / 5,
+                f"a fifth of what is usual for {recipe.train.optimizer}: the model begins trained",
+            )
+        chosen["train.learning_rate"] = Choice(rate, why)
+    return chosen
+
+
+RATES = {"sgd": 0.05, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3, "muon": 3e-3}
+
+__all__ = ["RowBatch", "RowLearner", "answered", "choices", "measured"]

@@ -1,0 +1,382 @@
+"""Sequence labelling: a tag for every token of a sentence: names, parts of speech, parts of a CV."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from luban.data.row_sets import BadValue, Fitted, Row
+from luban.data.row_store import RowSet
+from luban.data.tag_schemes import forbidden, scheme_of
+from luban.errors import DataError, nearest
+from luban.metrics.entities import Entities, spans
+from luban.metrics.tags import Tags
+from luban.models.tagger import Tagger, TaggerConfig
+from luban.recipe import Positive, Section
+from luban.row_recipe import RowData, RowEvaluation, RowRecipe
+from luban.tasks.rows import Array, RowTask, Scores, Signature, Tensors
+
+PADDING, UNKNOWN = 0, 1
+_MOST_TAGS = 1000
+
+
+class TaggedRows(RowData):
+    """Sentences with a tag for each token."""
+
+    columns: list[str] | None = None
+    """Which columns hold token and tag, by number from 0 (`["0", "3"]`) or name; null takes the first and the last."""
+    lowercase: bool = True
+    """Look words up in small letters; their spelling is still seen by its characters."""
+    min_count: Positive = 1
+    """A word that comes less often in training is unknown by itself, and seen by its characters."""
+    length: Positive = 512
+    """Tokens read of a sentence; a longer one is a bad row in training and cut when it is to be answered."""
+    characters: Positive = 20
+    """Characters read of a token."""
+
+
+class TaggerNetwork(Section):
+    """The network."""
+
+    network: Literal["lstm", "gru", "transformer"] = "lstm"
+    """`lstm`, `gru` (two directions) or `transformer` (encoder)."""
+    start: str | None = None
+    """A run or a model folder to take weights from, wherever names and shapes are the same."""
+    crf: bool = True
+    """A conditional random field on top: tags are chosen together, and only those that the scheme allows."""
+    width: Positive = 128
+    """Dimensions of a word's embedding, and of each direction of the hidden state."""
+    characters: Annotated[int, Field(ge=0)] = 32
+    """Filters that look at a word's characters; 0 for none, as where tokens are characters."""
+    pairs: Annotated[int, Field(ge=0)] = 0
+    """Rows of a hashed embedding of each token with the one before it, for tokens that are characters; 0 for none."""
+    layers: Positive = 1
+    """Layers."""
+    heads: Positive = 4
+    """Attention heads of `transformer`."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Share of embeddings and of the hidden state that is zeroed while training."""
+
+
+class SequenceLabellingRecipe(RowRecipe):
+    """The recipe of sequence labelling."""
+
+    task: Literal["sequence-labelling"] = "sequence-labelling"
+    """What is learned."""
+    data: TaggedRows
+    """Where the sentences come from."""
+    model: TaggerNetwork = TaggerNetwork()
+    """The network."""
+    evaluate: RowEvaluation = RowEvaluation()
+    """What is measured."""
+
+
+class SequenceLabelling(RowTask):
+    """Tell the tag of each token."""
+
+    name: ClassVar[str] = "sequence-labelling"
+    recipe: ClassVar[type[SequenceLabellingRecipe]] = SequenceLabellingRecipe
+    layout = "tagged"
+    targets: ClassVar[frozenset[str]] = frozenset({"tags"})
+    ragged: ClassVar[frozenset[str]] = frozenset({"words", "letters", "tags"})
+    pipeline = "token-classification"
+    evaluation_rows: ClassVar[int] = 128
+
+    def __init__(self, settings: Any, fitted: Fitted | None = None) -> None:
+        super().__init__(settings, fitted)
+        self.primary = "token_accuracy"
+        self._beside_a_graph: Tagger | None = None
+        if fitted is None:
+            return
+        state = fitted.state
+        self.primary = "token_accuracy" if state["scheme"] == "none" else "entity_f1"
+        self._words = {word: number for number, word in enumerate(state["words"], 2)}
+        self._letters = {letter: number for number, letter in enumerate(state["letters"], 2)}
+        self._tags = {tag: number for number, tag in enumerate(state["tags"])}
+
+    def asked_columns(self) -> Sequence[str] | None:
+        """Return which columns hold token and tag."""
+        return self.settings.data.columns  # type: ignore[no-any-return]
+
+    def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
+        """Return nothing: the reader gives tokens and tags."""
+        del columns
+        return {}
+
+    def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
+        """Return tokens, and tags where there are some."""
+        del roles
+        tokens, tags = values.get("tokens"), values.get("tags")
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise BadValue("not_text", f"a list of tokens is wanted; received {str(tokens)[:80]!r}")
+        if not tokens:
+            raise BadValue("empty_row", "the sentence has no tokens")
+        if tags is None:
+            return {"tokens": tokens[: self.settings.data.length]}
+        if not isinstance(tags, list) or len(tags) != len(tokens):
+            found = len(tags) if isinstance(tags, list) else 0
+            raise BadValue("unequal_lengths", f"{len(tokens)} tokens and {found} tags")
+        if len(tokens) > self.settings.data.length:
+            most = self.settings.data.length
+            raise BadValue("too_long", f"the sentence has {len(tokens)} tokens, data.length is {most}")
+        if not all(isinstance(tag, str | int) and str(tag).strip() for tag in tags):
+            raise BadValue("missing_value", f"a token has no tag; received {str(tags)[:80]}")
+        return {"tokens": tokens, "tags": [str(tag) for tag in tags]}
+
+    def parse(self, raw: Any) -> Mapping[str, Any]:
+        """Take a text as a row: cut at white space; one without any, as Chinese has none, into characters."""
+        if isinstance(raw, str):
+            parts = raw.split()
+            return {"tokens": list(raw.strip()) if len(parts) == 1 and not raw.isascii() else parts}
+        if isinstance(raw, list):
+            return {"tokens": raw}
+        return super().parse(raw)
+
+    def _word(self, token: str) -> str:
+        return token.lower() if self.settings.data.lowercase else token
+
+    def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
+        """Learn words, characters, tags and their scheme."""
+        words: Counter[str] = Counter()
+        letters: Counter[str] = Counter()
+        tags: Counter[str] = Counter()
+        for row in rows():
+            words.update(map(self._word, row["tokens"]))
+            for token in row["tokens"]:
+                letters.update(token[: self.settings.data.characters])
+            tags.update(row["tags"])
+        if len(tags) < 2 or len(tags) > _MOST_TAGS:
+            raise DataError(
+                f"there are {len(tags)} different tags; two at least and {_MOST_TAGS} at most can be told apart",
+                received=list(tags)[:20],
+                fix="is the column of the tag right? set data.columns",
+            )
+        frequent = sorted(w for w, count in words.items() if count >= self.settings.data.min_count)
+        # A spans' scheme may allow tags that did not come by: they are no answer then.
+        state = {
+            "roles": dict(roles),
+            "words": frequent,
+            "letters": sorted(letters),
+            "tags": sorted(tags, key=lambda tag: (tag != "O", tag)),
+            "scheme": scheme_of(tags),
+        }
+        return Fitted(state)
+
+    def encode(self, row: Row) -> dict[str, Array]:
+        """Return each token's word, its characters, and its tag where there is one."""
+        tokens, width = row["tokens"], self.settings.data.characters
+        letters = np.zeros((len(tokens), width), np.int32)
+        for number, token in enumerate(tokens):
+            for place, letter in enumerate(token[:width]):
+                letters[number, place] = self._letters.get(letter, UNKNOWN)
+        found = {
+            "words": np.array([self._words.get(self._word(token), UNKNOWN) for token in tokens], np.int32),
+            "letters": letters.reshape(-1),
+        }
+        if "tags" in row:
+            unknown = next((tag for tag in row["tags"] if tag not in self._tags), None)
+            if unknown is not None:
+                close = nearest(unknown, self._tags)
+                hint = f"; did you mean {close!r}?" if close else ""
+                raise BadValue("unknown_label", f"no training sentence has the tag {unknown!r}{hint}")
+            found["tags"] = np.array([self._tags[tag] for tag in row["tags"]], np.int64)
+        return found
+
+    def collate(
+        self, columns: Mapping[str, Array], lengths: Mapping[str, NDArray[np.int64]]
+    ) -> dict[str, Tensor]:
+        """Return words and tags padded to one length, and characters (rows, length, characters)."""
+        tensors = super().collate(columns, lengths)
+        rows, length = tensors["words"].shape
+        width = self.settings.data.characters
+        letters = F.pad(tensors["letters"], (0, max(0, length * width - tensors["letters"].shape[1])))
+        return {**tensors, "letters": letters[:, : length * width].reshape(rows, length, width)}
+
+    def costs(self, rows: RowSet) -> NDArray[np.int64] | None:
+        """Return the tokens of each sentence."""
+        return rows.lengths("words")
+
+    def build(self) -> nn.Module:
+        """Return the network that the recipe names."""
+        settings, state = self.settings.model, self.fitted.state
+        config = TaggerConfig(
+            words=len(self._words) + 2,
+            letters=len(self._letters) + 2,
+            tags=len(self._tags),
+            network=settings.network,
+            crf=settings.crf,
+            width=settings.width,
+            letter_filters=settings.characters,
+            pairs=settings.pairs,
+            layers=settings.layers,
+            heads=settings.heads,
+            max_length=-(-self.settings.data.length // 8) * 8,
+            dropout=settings.dropout,
+        )
+        rules = [torch.from_numpy(rule) for rule in forbidden(state["tags"], state["scheme"])]
+        return Tagger(config, *rules)
+
+    def count(self, tensors: Tensors) -> int:
+        """Return the number of tokens."""
+        return int(tensors["words_mask"].sum())
+
+    def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
+        """Return what the network says of each tag by itself, (rows, length, tags)."""
+        found: Tensor = model(tensors["words"].long(), tensors["letters"].long(), tensors["words_mask"])
+        return found
+
+    def batch_loss(self, model: nn.Module, tensors: Tensors) -> Tensor:
+        """Return the negative log-likelihood of the tags, summed over sentences."""
+        assert isinstance(model, Tagger)
+        found: Tensor = model.loss(self.outputs(model, tensors), tensors["tags"], tensors["words_mask"])
+        return found
+
+    def answers(self, model: nn.Module, tensors: Tensors) -> Sequence[Any]:
+        """Return the tags of each sentence and how sure they are, [(tag number, probability)]."""
+        emissions, mask = self.outputs(model, tensors), tensors["words_mask"]
+        tags, sure = self._reader(model).answer(emissions, mask)
+        sizes = mask.sum(1).tolist()
+        return [
+            list(zip(t[:n], s[:n], strict=True))
+            for t, s, n in zip(tags.tolist(), sure.tolist(), sizes, strict=True)
+        ]
+
+    def _reader(self, model: nn.Module) -> Tagger:
+        """Return what reads emissions: the network itself, or beside a graph one with its field's scores."""
+        if isinstance(model, Tagger):
+            return model
+        if self._beside_a_graph is not None:
+            return self._beside_a_graph
+        reader = self.build()
+        assert isinstance(reader, Tagger)
+        crf = self.fitted.state.get("crf")
+        if crf is not None and reader.crf is not None:
+            reader.crf.load_state_dict({name: torch.tensor(values) for name, values in crf.items()})
+        self._beside_a_graph = reader.eval()
+        return self._beside_a_graph
+
+    def decode(self, answer: Any) -> dict[str, Any]:
+        """Return tags, their probabilities, and where they are spans, the spans."""
+        tags = [self.fitted.state["tags"][number] for number, _ in answer]
+        found: dict[str, Any] = {"tags": tags, "probabilities": [round(float(p), 6) for _, p in answer]}
+        if self.fitted.state["scheme"] != "none":
+            entities = spans(tags, self.fitted.state["scheme"])
+            found["entities"] = [{"label": kind, "first": first, "end": end} for kind, first, end in entities]
+        return found
+
+    def _named(self, answers: Sequence[Any]) -> list[list[str]]:
+        tags = self.fitted.state["tags"]
+        return [[tags[number] for number, _ in answer] for answer in answers]
+
+    def _right(self, rows: RowSet, numbers: NDArray[np.int64]) -> list[list[str]]:
+        return [rows.row(int(number))["values"]["tags"] for number in numbers]
+
+    def scores(self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]) -> Scores:
+        """Measure tags, and the spans they make."""
+        scheme = self.fitted.state["scheme"]
+        found = Tags() if scheme == "none" else Entities(scheme)
+        found.add(self._named(answers), self._right(rows, numbers))
+        return found
+
+    def row_scores(
+        self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return whether all tags of a sentence are right, and what share of them."""
+        pairs = list(zip(self._named(answers), self._right(rows, numbers), strict=True))
+        right = [[a == b for a, b in zip(said, true, strict=True)] for said, true in pairs]
+        return {
+            "sentence_accuracy": np.array([float(all(r)) for r in right]),
+            "mean_token_accuracy": np.array([float(np.mean(r)) for r in right]),
+        }
+
+    def badness(
+        self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return how sure the surest wrong tag is."""
+        found = []
+        for answer, said, right in zip(
+            answers, self._named(answers), self._right(rows, numbers), strict=True
+        ):
+            wrong = [p for (_, p), a, b in zip(answer, said, right, strict=True) if a != b]
+            found.append(max(wrong, default=-1.0))
+        return np.array(found, np.float64)
+
+    def sections(self, scores: Scores) -> dict[str, Any]:
+        """Return the figures of each type of span."""
+        return {"entities": scores.section()} if isinstance(scores, Entities) else {}
+
+    def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
+        """Return the tokens with both tags."""
+        values = rows.row(number)["values"]
+        said = self._named([answer])[0]
+        wrong = sum(a != b for a, b in zip(said, values["tags"], strict=True))
+        part = {"kind": "tokens", "tokens": values["tokens"], "expected": values["tags"], "answer": said}
+        return {"parts": [part], "expected": "", "answers": [[f"{wrong} of {len(said)} tags are wrong", 1.0]]}
+
+    def view(self, rows: RowSet, number: int) -> str:
+        """Return tokens with their tags."""
+        values = rows.row(number)["values"]
+        return " ".join(f"{token}/{tag}" for token, tag in zip(values["tokens"], values["tags"], strict=True))
+
+    def signature(self, tensors: Tensors) -> Signature:
+        """Return the network as a graph: words, characters and mask in, a score for each tag out."""
+        axes = {0: "batch", 1: "length"}
+        inputs = {
+            "words": tensors["words"].long(),
+            "letters": tensors["letters"].long(),
+            "mask": tensors["words_mask"],
+        }
+        return Signature(inputs, ["emissions"], {"words": axes, "letters": axes, "mask": axes})
+
+    def beside_graph(self, model: nn.Module) -> dict[str, Any]:
+        """Return the field's scores: they are no part of the graph."""
+        assert isinstance(model, Tagger)
+        if model.crf is None:
+            return {}
+        return {"crf": {name: tensor.tolist() for name, tensor in model.crf.state_dict().items()}}
+
+    def probe(self, rows: int, draws: torch.Generator) -> dict[str, Tensor]:
+        """Return words and characters at random, sentences of different lengths."""
+        longest = 8 * int(torch.randint(1, 4, (), generator=draws))
+        lengths = torch.randint(1, longest + 1, (rows,), generator=draws)
+        mask = torch.arange(longest) < lengths[:, None]
+        words = torch.randint(1, len(self._words) + 2, (rows, longest), generator=draws) * mask
+        shape = (rows, longest, self.settings.data.characters)
+        letters = torch.randint(len(self._letters) + 2, shape, generator=draws) * mask[..., None]
+        return {"words": words.int(), "letters": letters.int(), "words_mask": mask}
+
+    @classmethod
+    def sample(cls, count: int, draws: random.Random) -> list[Row]:
+        """Return sentences about who lives where."""
+        people, places = ["Ann", "Bo Li", "小明"], ["Paris", "New York", "北京"]
+        rows = []
+        for _ in range(count):
+            tokens: list[str] = []
+            tags: list[str] = []
+            for words, kind in (
+                (draws.choice(people), "PER"),
+                (draws.choice(["lives in", "left"]), ""),
+                (draws.choice(places), "LOC"),
+            ):
+                for place, word in enumerate(words.split()):
+                    tokens.append(word)
+                    tags.append(f"{'I' if place else 'B'}-{kind}" if kind else "O")
+            rows.append({"tokens": tokens, "tags": tags})
+        return rows
+
+    @classmethod
+    def smallest(cls) -> dict[str, Any]:
+        """Return a small network with a field on top."""
+        return {
+            "data": {"characters": 8},
+            "model": {"width": 16, "characters": 8, "dropout": 0.0},
+        }

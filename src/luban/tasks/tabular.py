@@ -1,0 +1,430 @@
+"""Tables: numbers, categories and dates in; a class or a number out."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row
+from luban.data.row_store import RowSet
+from luban.data.statistics import quantile_bins
+from luban.data.table_columns import (
+    SHARE_READ,
+    TableColumns,
+    as_number,
+    category,
+    is_missing,
+    leaks,
+    learn_columns,
+)
+from luban.errors import DataError
+from luban.metrics.regression import Regression
+from luban.models.table_mlp import TableMlp, TableMlpConfig
+from luban.models.tabular import TabM, TabMConfig
+from luban.recipe import Positive, Section
+from luban.row_recipe import Objective, RowData, RowRecipe
+from luban.tasks.classification import Classifier
+from luban.tasks.columns import column_of
+from luban.tasks.rows import Array, Scores, Signature, Tensors
+from luban.tasks.table_baselines import baselines_of
+
+Floats = NDArray[np.float64]
+_LOOKED_AT = 20_000
+"""Training rows that are searched for columns which give the target away, and that quantiles are taken from."""
+_FEW = 20
+
+
+class TableRows(RowData):
+    """Which column is the target, and which are used."""
+
+    target: str | None = None
+    """The column to tell; null means the last one."""
+    kind: Literal["auto", "classes", "number"] = "auto"
+    """Whether the target is a class or a number; `auto` takes a column of more than 20 different numbers for one."""
+    ignore: list[str] = Field(default=[])
+    """Columns not to be used."""
+    categories: list[str] = Field(default=[])
+    """Columns whose values are names even where they look like numbers."""
+    columns: list[str] | None = None
+    """Names of the columns of a file that has no header."""
+
+
+class TableModel(Section):
+    """The network."""
+
+    network: Literal["tabm", "mlp", "linear"] = "tabm"
+    """`tabm` (Gorishniy et al. 2024: 32 networks in one, averaged), `mlp`, or `linear` (logistic or linear
+    regression)."""
+    start: str | None = None
+    """A run or a model folder to take weights from, wherever names and shapes are the same."""
+    width: Positive = 256
+    """Units of a hidden layer."""
+    layers: Positive = 2
+    """Hidden layers."""
+    members: Positive = 32
+    """With `tabm`: how many networks share the layers."""
+    bins: Annotated[int, Field(ge=2)] = 32
+    """With `tabm`: pieces that each number is cut into at its quantiles (Gorishniy et al. 2022)."""
+    embedding: Positive = 16
+    """Dimensions of a number's, and of a category's, embedding."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the hidden units that is zeroed while training."""
+
+
+class TabularRecipe(RowRecipe):
+    """The recipe of tables."""
+
+    task: Literal["tabular"] = "tabular"
+    """What is learned."""
+    data: TableRows
+    """Where the rows come from, and what their columns are."""
+    model: TableModel = TableModel()
+    """The network."""
+    objective: Objective = Objective()
+    """What the loss is, of classes."""
+
+
+class Tabular(Classifier):
+    """Tell a column of a table from the others."""
+
+    name: ClassVar[str] = "tabular"
+    recipe: ClassVar[type[TabularRecipe]] = TabularRecipe
+    targets: ClassVar[frozenset[str]] = frozenset({"target"})
+    evaluation_rows: ClassVar[int] = 1024
+
+    def __init__(self, settings: Any, fitted: Fitted | None = None) -> None:
+        super().__init__(settings, fitted)
+        if fitted is None:
+            return
+        self._columns = TableColumns.from_json(fitted.state["columns"])
+        self._places = {
+            name: {value: number for number, value in enumerate(values, 1)}
+            for name, values in self._columns.categories.items()
+        }
+        if self.is_number:
+            self.primary, self.minimise = "rmse", True
+            self.pipeline = "tabular-regression"
+        else:
+            self.primary = "roc_auc" if len(self.labels) == 2 else "accuracy"
+            self.pipeline = "tabular-classification"
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the target is a number, not a class."""
+        return "labels" not in self.fitted.state
+
+    def asked_columns(self) -> Sequence[str] | None:
+        """Return the names of columns where the file has no header."""
+        return self.settings.data.columns  # type: ignore[no-any-return]
+
+    def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
+        """Find the target, and the columns it is told from; a task that has learned knows them."""
+        if self._fitted is not None:
+            return self._known_roles(columns)
+        data = self.settings.data
+        for key in ("ignore", "categories"):
+            for name in getattr(data, key):
+                column_of(columns, name, (), f"data.{key}")
+        target = column_of(columns, data.target or columns[-1], (), "data.target")
+        used = [name for name in columns if name != target and name not in data.ignore]
+        if not used:
+            raise DataError(
+                "there is no column besides the target", received=list(columns), where="data.target"
+            )
+        for name in self.settings.evaluate.slices:
+            column_of([*used, target], name, (), "evaluate.slices")
+        return {"target": target, "used": used}
+
+    def _known_roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
+        """Return the roles that were learned, whatever the order of the columns of another file."""
+        roles: Mapping[str, Any] = self.fitted.state["roles"]
+        for name in (*roles["used"], roles["target"]):
+            column_of(columns, name, (), "data.target" if name == roles["target"] else "data")
+        return roles
+
+    def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
+        """Return the columns that are used, and the target where there is one."""
+        unknown = [name for name in roles["used"] if name not in values]
+        if unknown:
+            raise BadValue("missing_column", f"the row has no {', '.join(unknown[:5])}")
+        for name in roles["used"]:
+            if isinstance(values[name], list | dict):
+                raise BadValue(
+                    "not_text", f"{name} is a {type(values[name]).__name__}, not a cell of a table"
+                )
+        row: Row = {"cells": [values[name] for name in roles["used"]]}
+        target = values.get(roles["target"])
+        return row if is_missing(target) else {**row, "target": target}
+
+    def kept(self, row: Row) -> Row:
+        """Return the row by the names of its columns."""
+        roles = self.fitted.state["roles"] if self._fitted else self._roles
+        cells = dict(zip(roles["used"], row["cells"], strict=True))
+        return {**cells, roles["target"]: row["target"]} if "target" in row else cells
+
+    def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
+        """Learn what the columns are, their quantiles, and the target's classes or its mean and spread."""
+        self._roles = roles
+        forced = dict.fromkeys(self.settings.data.categories, "category")
+        used = roles["used"]
+
+        def named() -> Iterator[Row]:
+            return (dict(zip(used, row["cells"], strict=True)) for row in rows())
+
+        columns = learn_columns(named(), used, forced)  # type: ignore[arg-type]
+        if not columns.number_names and not columns.categories:
+            raise DataError(
+                "no column tells anything of the target",
+                received=[note["detail"] for note in columns.notes][:10],
+                where="data.train",
+                fix="name columns that are to be used all the same in data.categories",
+            )
+        notes = list(columns.notes)
+        state: dict[str, Any] = {"roles": dict(roles), "columns": columns.as_json()}
+        if self._takes_numbers(row["target"] for row in rows()):
+            numbers = np.array([number for row in rows() if (number := as_number(row["target"])) is not None])
+            if len(numbers) == 0 or numbers.std() == 0.0:
+                raise DataError(
+                    "the target is the same number in every training row",
+                    received=numbers[:1].tolist(),
+                    where="data.target",
+                )
+            state |= {"target_mean": float(numbers.mean()), "target_spread": float(numbers.std())}
+        else:
+            learned, more = self.learn_labels(self.label_of(row["target"]) for row in rows())
+            state |= learned
+            notes += more
+        looked_at = list(islice(named(), _LOOKED_AT))
+        table = np.array([columns.number_row(row) for row in looked_at]).reshape(len(looked_at), -1)
+        state["numbers"] = [_statistics(column, self.settings.model.bins) for column in table.T]
+        notes += self._leaks(columns, looked_at, rows, state)
+        return Fitted(state, notes=notes)
+
+    def _takes_numbers(self, targets: Iterator[Any]) -> bool:
+        """Whether the target is a number, as the recipe says or its values do."""
+        kind = self.settings.data.kind
+        if kind != "auto":
+            return bool(kind == "number")
+        different: set[float] = set()
+        rows = read = 0
+        for rows, target in enumerate(targets, 1):
+            number = as_number(target)
+            read += number is not None
+            if number is not None and len(different) <= _FEW:
+                different.add(number)
+        if read < SHARE_READ * rows:
+            return False
+        return len(different) > _FEW or any(not number.is_integer() for number in different)
+
+    def _leaks(
+        self,
+        columns: TableColumns,
+        looked_at: list[Row],
+        rows: Callable[[], Iterator[Row]],
+        state: Mapping[str, Any],
+    ) -> list[dict[str, str]]:
+        targets = [row["target"] for row in islice(rows(), len(looked_at))]
+        if "labels" in state:
+            index = {label: number for number, label in enumerate(state["labels"])}
+            known = np.array([index[self.label_of(target)] for target in targets], np.float64)
+        else:
+            known = np.array([as_number(target) or 0.0 for target in targets])
+        return leaks(columns, looked_at, known, classes="labels" in state)
+
+    def encode(self, row: Row) -> dict[str, Array]:
+        """Return numbers (NaN where missing), categories (0 where missing, -1 where unknown), and the target."""
+        cells = dict(zip(self.fitted.state["roles"]["used"], row["cells"], strict=True))
+        categories = [
+            0 if is_missing(cells[name]) else places.get(category(cells[name]), -1)
+            for name, places in self._places.items()
+        ]
+        found = {
+            "numbers": np.array(self._columns.number_row(cells), np.float32),
+            "categories": np.array(categories, np.int32),
+        }
+        if "target" in row:
+            found["label"] = self._target(row["target"])
+        return found
+
+    def _target(self, value: Any) -> Array:
+        if not self.is_number:
+            return self.encode_label(self.label_of(value))
+        number = as_number(value)
+        if number is None:
+            raise BadValue("not_a_number", f"the target is {str(value)[:80]!r}, and a number is wanted")
+        return np.array(number, np.float32)
+
+    def build(self) -> nn.Module:
+        """Return the network that the recipe names."""
+        settings, state = self.settings.model, self.fitted.state
+        outputs = 1 if self.is_number else len(self.labels)
+        categories = tuple(len(places) + 1 for places in self._places.values())
+        numbers = state["numbers"]
+        if settings.network == "tabm":
+            return TabM(
+                TabMConfig(
+                    outputs,
+                    edges=tuple(tuple(number["bins"]) for number in numbers),
+                    categories=categories,
+                    members=settings.members,
+                    number_width=settings.embedding,
+                    category_width=settings.embedding,
+                    layers=settings.layers,
+                    width=settings.width,
+                    dropout=settings.dropout,
+                )
+            )
+        hidden = (settings.width,) * settings.layers if settings.network == "mlp" else ()
+        return TableMlp(
+            TableMlpConfig(
+                outputs,
+                means=tuple(number["mean"] for number in numbers),
+                spreads=tuple(number["spread"] for number in numbers),
+                categories=categories,
+                hidden=hidden,
+                dropout=settings.dropout,
+            )
+        )
+
+    def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
+        """Return (rows, members, outputs)."""
+        found: Tensor = model(tensors["numbers"], tensors["categories"].long())
+        return found
+
+    def loss(self, outputs: Tensor, tensors: Tensors) -> Tensor:
+        """Return the loss summed over rows, the mean of the members' own losses."""
+        members = outputs.shape[1]
+        each = {**tensors, "label": tensors["label"].repeat_interleave(members, 0)}
+        if not self.is_number:
+            return super().loss(outputs.flatten(0, 1), each) / members
+        state = self.fitted.state
+        wanted = (each["label"] - state["target_mean"]) / state["target_spread"]
+        found: Tensor = (outputs.flatten().float() - wanted).square().sum() / members
+        return found
+
+    def answers(self, model: nn.Module, tensors: Tensors) -> Sequence[Any]:
+        """Return of each row the logarithm of the members' mean probabilities, or the mean of their numbers."""
+        outputs = self.outputs(model, tensors).double()
+        if self.is_number:
+            state = self.fitted.state
+            return list((outputs.mean((1, 2)) * state["target_spread"] + state["target_mean"]).cpu().numpy())
+        return list(outputs.softmax(-1).mean(1).log().cpu().numpy())
+
+    def calibrate(self, answers: Sequence[Any], rows: RowSet) -> Self:
+        """Scale probabilities; a number is left as it is."""
+        return self if self.is_number else super().calibrate(answers, rows)
+
+    def decode(self, answer: Any) -> dict[str, Any]:
+        """Return the number, or the label with probabilities."""
+        return {"value": float(answer)} if self.is_number else super().decode(answer)
+
+    def scores(self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]) -> Scores:
+        """Measure numbers, or probabilities, against the target."""
+        if not self.is_number:
+            return super().scores(answers, rows, numbers)
+        found = Regression()
+        found.add(np.array(answers, np.float64), rows.column("label")[numbers].astype(np.float64))
+        return found
+
+    def row_scores(
+        self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]
+    ) -> dict[str, Floats]:
+        """Return the error of each row."""
+        if not self.is_number:
+            return super().row_scores(answers, rows, numbers)
+        off = np.array(answers, np.float64) - rows.column("label")[numbers]
+        return {"mae": np.abs(off), "mse": off**2}
+
+    def badness(self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]) -> Floats:
+        """Return how far off an answer is."""
+        if not self.is_number:
+            return super().badness(answers, rows, numbers)
+        return self.row_scores(answers, rows, numbers)["mae"]
+
+    def sections(self, scores: Scores) -> dict[str, Any]:
+        """Return the section of classes, or that of numbers."""
+        if isinstance(scores, Regression):
+            return {"regression": scores.section()}
+        return super().sections(scores)
+
+    def baselines(self, data: PreparedRows) -> list[dict[str, Any]]:
+        """Return a linear model and gradient boosting, on the same split."""
+        return baselines_of(self, data)
+
+    def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
+        """Return the row beside its answer."""
+        cells = rows.row(number)["values"]
+        told = (
+            {
+                "expected": f"{float(rows.column('label')[number]):.6g}",
+                "answers": [[f"{float(answer):.6g}", 1.0]],
+            }
+            if self.is_number
+            else self.shown_answer(rows, number, answer)
+        )
+        return {"parts": [{"kind": "cells", "cells": cells}], **told}
+
+    def view(self, rows: RowSet, number: int) -> str:
+        """Return the row's cells."""
+        return ", ".join(f"{name}={value}" for name, value in rows.row(number)["values"].items())
+
+    def signature(self, tensors: Tensors) -> Signature:
+        """Return the network as a graph: numbers and categories in, one output of each member out."""
+        return Signature(
+            {"numbers": tensors["numbers"], "categories": tensors["categories"].long()},
+            ["outputs"],
+            {"numbers": {0: "batch"}, "categories": {0: "batch"}},
+        )
+
+    def probe(self, rows: int, draws: torch.Generator) -> dict[str, Tensor]:
+        """Return numbers and categories at random, some missing."""
+        numbers = torch.randn(rows, len(self._columns.number_names), generator=draws)
+        numbers[torch.rand(numbers.shape, generator=draws) < 0.1] = math.nan
+        shape = (rows, len(self._places))
+        places = torch.randint(1 << 30, shape, generator=draws)
+        sizes = torch.tensor([len(values) + 1 for values in self._places.values()], dtype=torch.int64)
+        return {"numbers": numbers, "categories": (places % sizes - 1).int() if len(sizes) else places.int()}
+
+    @classmethod
+    def sample(cls, count: int, draws: random.Random) -> list[Row]:
+        """Return flats that are rented or not, by size, place and date."""
+        rows: list[Row] = []
+        for _ in range(count):
+            size, place = draws.randint(20, 160), draws.choice(["old town", "river", "hill"])
+            month = draws.randint(1, 12)
+            wanted = size / 160 + (place == "river") - (month < 3) > 0.7
+            rows.append(
+                {
+                    "size": size if draws.random() < 0.9 else None,
+                    "place": place,
+                    "since": f"2024-{month:02d}-01",
+                    "label": "yes" if wanted else "no",
+                }
+            )
+        return rows
+
+    @classmethod
+    def smallest(cls) -> dict[str, Any]:
+        """Return a small network of the strong kind."""
+        return {"model": {"width": 32, "members": 4, "bins": 4, "embedding": 4, "dropout": 0.0}}
+
+
+def _statistics(column: Floats, bins: int) -> dict[str, Any]:
+    """Return mean, spread and quantiles of the numbers that are there."""
+    there = column[np.isfinite(column)]
+    if len(there) == 0:
+        return {"mean": 0.0, "spread": 1.0, "bins": []}
+    return {
+        "mean": float(there.mean()),
+        "spread": float(there.std()) or 1.0,
+        "bins": quantile_bins(there, bins).tolist(),
+    }

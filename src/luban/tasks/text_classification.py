@@ -1,0 +1,249 @@
+"""Text classification: a text in, one label or several out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from luban.data.row_sets import BadValue, Fitted, Row
+from luban.data.row_store import RowSet
+from luban.data.tokenizer import Tokenizer, train_tokenizer
+from luban.data.word_tokenizer import train_word_tokenizer
+from luban.models.bag import Bag, BagConfig
+from luban.models.modern_encoder import ModernEncoder, ModernEncoderConfig
+from luban.models.recurrent import Recurrent, RecurrentConfig
+from luban.models.text_cnn import TextCnn, TextCnnConfig
+from luban.recipe import Positive, Section
+from luban.row_recipe import Objective, RowData, RowRecipe
+from luban.tasks.classification import Classifier
+from luban.tasks.columns import column_of, labelled
+from luban.tasks.rows import Array, Signature, Tensors
+
+_ENCODE_ROWS = 512
+_TEXT = ("text", "sentence", "review", "content", "title", "comment", "question", "body")
+_LABEL = ("label", "labels", "class", "category", "sentiment", "target", "y")
+
+
+class TextRows(RowData):
+    """Texts with their labels."""
+
+    text: str | None = None
+    """The column of the text; null finds it by its name, or in a table of two columns beside the label."""
+    label: str | None = None
+    """The column of the label; null finds it by its name, or in a table of two columns beside the text."""
+    multilabel: bool = False
+    """Whether a text may have any number of labels."""
+    separator: str = ","
+    """With `multilabel`: what stands between the labels in a cell."""
+    tokenizer: str = "word"
+    """`word` (lower-cased words, punctuation and Chinese characters alone), `char` or `bpe`, trained on the training
+    rows; or the path of a tokenizer.json or of the folder that holds one."""
+    vocab_size: Annotated[int, Field(ge=3)] = 30_000
+    """Most tokens a trained tokenizer may have."""
+    min_count: Positive = 1
+    """With `word`: a word that comes less often in training is unknown."""
+    length: Positive = 256
+    """Tokens read of a text; what comes after is left out."""
+
+
+class TextNetwork(Section):
+    """The network: which kind, and its shape."""
+
+    network: Literal["bag", "cnn", "rnn", "lstm", "gru", "transformer"] = "cnn"
+    """`bag` (mean of embeddings of words and of pairs of words), `cnn` (Kim 2014), `rnn`, `lstm`, `gru` (two
+    directions), `transformer` (encoder)."""
+    start: str | None = None
+    """A run or a model folder to take weights from, wherever names and shapes are the same."""
+    width: Positive = 128
+    """Dimensions of an embedding, and of the hidden state."""
+    layers: Positive = 1
+    """Layers of `rnn`, `lstm`, `gru` and `transformer`."""
+    heads: Positive = 4
+    """Attention heads of `transformer`."""
+    channels: Positive = 128
+    """With `cnn`: filters of each width."""
+    filters: list[Positive] = Field(default=[3, 4, 5])
+    """With `cnn`: how many tokens a filter sees."""
+    pairs: Annotated[int, Field(ge=0)] = 100_000
+    """With `bag`: rows of the hashed embedding of pairs of words; 0 for none."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Share of the embedding and of the result that is zeroed while training."""
+
+
+class TextClassificationRecipe(RowRecipe):
+    """The recipe of text classification."""
+
+    task: Literal["text-classification"] = "text-classification"
+    """What is learned."""
+    data: TextRows
+    """Where the texts come from."""
+    model: TextNetwork = TextNetwork()
+    """The network."""
+    objective: Objective = Objective()
+    """What the loss is."""
+
+
+class TextClassification(Classifier):
+    """Tell which label a text has."""
+
+    name: ClassVar[str] = "text-classification"
+    recipe: ClassVar[type[TextClassificationRecipe]] = TextClassificationRecipe
+    layout = "texts"
+    ragged: ClassVar[frozenset[str]] = frozenset({"ids"})
+    pipeline = "text-classification"
+
+    def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
+        """Find the columns of text and label."""
+        data = self.settings.data
+        label = column_of(columns, data.label, _LABEL, "data.label", required=data.label is not None)
+        text = column_of([c for c in columns if c != label], data.text, _TEXT, "data.text")
+        if label is None:
+            label = column_of([c for c in columns if c != text], None, (), "data.label")
+        return {"text": text, "label": label}
+
+    def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
+        """Return text and label, and what other columns there are, for slices."""
+        text = values.get(roles.get("text", "text"), values.get("text"))
+        if not isinstance(text, str):
+            raise BadValue("not_text", f"a text is wanted; received {str(text)[:80]!r}")
+        if not text.strip():
+            raise BadValue("empty_row", "the text is empty")
+        others = {n: v for n, v in values.items() if n in self.settings.evaluate.slices}
+        return labelled({**others, "text": text}, self.label_of(values.get(roles.get("label", "label"))))
+
+    def parse(self, raw: Any) -> Mapping[str, Any]:
+        """Take a bare text as a row."""
+        return {"text": raw} if isinstance(raw, str) else super().parse(raw)
+
+    def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
+        """Learn the labels and the vocabulary."""
+        state, notes = self.learn_labels(row["label"] for row in rows())
+        data = self.settings.data
+        texts = (row["text"] for row in rows())
+        if data.tokenizer == "word":
+            tokenizer = train_word_tokenizer(texts, vocab_size=data.vocab_size, min_count=data.min_count)
+        elif data.tokenizer in ("char", "bpe"):
+            tokenizer = train_tokenizer(
+                data.tokenizer, texts, vocab_size=data.vocab_size, byte_fallback=False
+            )
+        else:
+            tokenizer = Tokenizer.load(Path(data.tokenizer).expanduser())
+        return Fitted({**state, "roles": dict(roles)}, {"": tokenizer}, notes)
+
+    def encode(self, row: Row) -> dict[str, Array]:
+        """Return token ids, and the label where there is one."""
+        tokenizer = self.fitted.tokenizers[""]
+        ids = tokenizer.encode(row["text"])[: self.settings.data.length] or [tokenizer.end_id]
+        label = {"label": self.encode_label(row["label"])} if "label" in row else {}
+        return {"ids": np.array(ids, np.int32), **label}
+
+    def build(self) -> nn.Module:
+        """Return the network that the recipe names."""
+        return network(
+            self.settings.model,
+            self.fitted.tokenizers[""].vocab_size,
+            len(self.labels),
+            self.settings.data.length,
+        )
+
+    def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
+        """Return logits (rows, classes)."""
+        found: Tensor = model(tensors["ids"].long(), tensors["ids_mask"])
+        return found
+
+    def signature(self, tensors: Tensors) -> Signature:
+        """Return the network as a graph: token ids and mask in, logits out."""
+        return Signature(
+            {"ids": tensors["ids"].long(), "mask": tensors["ids_mask"]},
+            ["logits"],
+            {"ids": {0: "batch", 1: "length"}, "mask": {0: "batch", 1: "length"}},
+        )
+
+    def probe(self, rows: int, draws: torch.Generator) -> dict[str, Tensor]:
+        """Return token ids at random, rows of different lengths."""
+        longest = 8 * int(torch.randint(1, 4, (), generator=draws))
+        ids = torch.randint(self.fitted.tokenizers[""].vocab_size, (rows, longest), generator=draws)
+        lengths = torch.randint(1, longest + 1, (rows,), generator=draws)
+        mask = torch.arange(longest) < lengths[:, None]
+        return {"ids": (ids * mask).int(), "ids_mask": mask}
+
+    def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
+        """Return the text beside its label."""
+        text = rows.row(number)["values"]["text"]
+        return {"parts": [{"kind": "text", "text": text[:2000]}], **self.shown_answer(rows, number, answer)}
+
+    def view(self, rows: RowSet, number: int) -> str:
+        """Return the tokens with a bar between them, and the label."""
+        columns, lengths = rows.gather(np.array([number]))
+        tokenizer = self.fitted.tokenizers[""]
+        ids = columns["ids"][0, : lengths["ids"][0]].tolist()
+        label = rows.row(number)["values"]["label"]
+        return "|".join(tokenizer.token(i) or "" for i in ids) + f" -> {label}"
+
+    @classmethod
+    def sample(cls, count: int, draws: random.Random) -> list[Row]:
+        """Return reviews, good or bad, in two languages."""
+        things = ["film", "book", "meal", "song", "这家店", "这部电影"]
+        good, bad = ["lovely", "great", "warm", "很好", "精彩"], ["dull", "awful", "cold", "很差", "无聊"]
+        rows = []
+        for number in range(count):
+            label = "good" if number % 2 else "bad"
+            words = [draws.choice(things), draws.choice(good if number % 2 else bad), str(number)]
+            draws.shuffle(words)
+            rows.append({"text": " ".join(words), "label": label})
+        return rows
+
+    @classmethod
+    def smallest(cls) -> dict[str, Any]:
+        """Return a small network of the kind most people meet first."""
+        return {"model": {"network": "cnn", "width": 16, "channels": 8, "dropout": 0.0}}
+
+
+def network(settings: TextNetwork, vocab_size: int, outputs: int, length: int) -> nn.Module:
+    """Return the network that the section names.
+
+    Arguments:
+        vocab_size: rows of the embedding. outputs: classes. length: most tokens of a text.
+    """
+    width, dropout = settings.width, settings.dropout
+    match settings.network:
+        case "bag":
+            return Bag(BagConfig(vocab_size, outputs, width, bigram_buckets=settings.pairs, dropout=dropout))
+        case "cnn":
+            windows = tuple(settings.filters)
+            return TextCnn(
+                TextCnnConfig(
+                    vocab_size, outputs, width, windows=windows, filters=settings.channels, dropout=dropout
+                )
+            )
+        case "transformer":
+            return ModernEncoder(
+                ModernEncoderConfig(
+                    vocab_size,
+                    outputs,
+                    layers=settings.layers,
+                    width=width,
+                    heads=settings.heads,
+                    max_length=-(-length // 8) * 8,
+                    dropout=dropout,
+                )
+            )
+        case cell:
+            return Recurrent(
+                RecurrentConfig(
+                    vocab_size,
+                    outputs,
+                    embedding_width=width,
+                    width=width,
+                    layers=settings.layers,
+                    cell=cell,
+                    dropout=dropout,
+                )
+            )

@@ -1,0 +1,444 @@
+"""Translation, and every other sequence to sequence: a text in, a text out."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from luban.data.row_sets import BadValue, Fitted, Row
+from luban.data.row_store import RowSet
+from luban.data.tokenizer import Tokenizer, train_tokenizer
+from luban.data.word_tokenizer import train_word_tokenizer
+from luban.errors import InputError
+from luban.metrics.chrf import sentence_chrf
+from luban.metrics.translations import Translations
+from luban.models.beam import beam_search, greedy_search
+from luban.models.loss import cross_entropy_sum
+from luban.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from luban.models.seq2seq_rnn import RecurrentSeq2Seq, RecurrentSeq2SeqConfig
+from luban.recipe import Positive, Section
+from luban.row_recipe import RowData, RowEvaluation, RowRecipe
+from luban.tasks.columns import column_of
+from luban.tasks.rows import Array, RowTask, Scores, Signature, Tensors
+
+_SOURCE = ("source", "src", "input", "question", "from")
+_TARGET = ("target", "tgt", "trg", "output", "answer", "to", "translation")
+_CHINESE = re.compile(r"[\u4e00-\u9fff\u3040-\u30ff]")
+_SHOWN = 3
+_QUICK = 500
+
+
+class PairRows(RowData):
+    """Pairs of texts."""
+
+    source: str | None = None
+    """The column of what is read; null finds `source` by its name, or takes the first of two."""
+    target: str | None = None
+    """The column of what is written; null finds `target` by its name, or takes the second of two."""
+    columns: list[str] | None = None
+    """Names of the columns of a file that has no header."""
+    tokenizer: Literal["bpe", "word", "char"] = "bpe"
+    """Trained on both sides of the training rows. Words are lower-cased, one that comes once is unknown, and what is
+    written is words with spaces."""
+    shared: bool = True
+    """One vocabulary for both sides; false makes one for each."""
+    vocab_size: Annotated[int, Field(ge=3)] = 8_000
+    """Most tokens of a vocabulary."""
+    lowercase: bool = False
+    """Make both sides small letters first, as many published figures do."""
+    length: Annotated[int, Field(ge=4)] = 128
+    """Most tokens of a side; a longer pair is a bad row in training."""
+    batch_tokens: Positive = 4_096
+    """Target tokens of a step, padding included; pairs of like length share a batch. Instead of `train.batch`."""
+
+
+class Seq2SeqNetwork(Section):
+    """The network."""
+
+    network: Literal["transformer", "lstm", "gru"] = "transformer"
+    """`transformer` (Vaswani et al. 2017), or `lstm` or `gru` with attention (Luong et al. 2015)."""
+    start: str | None = None
+    """A run or a model folder to take weights from, wherever names and shapes are the same."""
+    layers: Positive = 3
+    """Layers of encoder and decoder each."""
+    width: Positive = 256
+    """Dimensions of the hidden state."""
+    heads: Positive = 4
+    """Attention heads of `transformer`."""
+    mlp_width: Positive | None = None
+    """Width inside the MLP of `transformer`; null means four times `width`."""
+    norm: Literal["pre", "post"] = "pre"
+    """Where `transformer` normalises."""
+    tied: bool = True
+    """The output embedding is the input embedding of the target; with a shared vocabulary the source's too."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of embeddings and of what each layer adds that is zeroed while training."""
+
+
+class Seq2SeqObjective(Section):
+    """What the loss is."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the target spread evenly over the vocabulary (Szegedy et al. 2016)."""
+
+
+class TranslationEvaluation(RowEvaluation):
+    """How answers are searched for and measured."""
+
+    beam: Positive = 4
+    """Hypotheses kept while an answer is written; 1 is greedy. During training it is always greedy."""
+    length_penalty: Annotated[float, Field(ge=0.0)] = 0.6
+    """Alpha of the length penalty (Wu et al. 2016)."""
+    tokenize: Literal["auto", "13a", "zh", "char", "none"] = "auto"
+    """How BLEU tokenises; `auto` takes `zh` where the targets are Chinese, `none` where they are tokenised already
+    (`data.tokenizer: word`), else `13a`."""
+
+
+class TranslationRecipe(RowRecipe):
+    """The recipe of translation."""
+
+    task: Literal["translation"] = "translation"
+    """What is learned."""
+    data: PairRows
+    """Where the pairs come from."""
+    model: Seq2SeqNetwork = Seq2SeqNetwork()
+    """The network."""
+    objective: Seq2SeqObjective = Seq2SeqObjective()
+    """What the loss is."""
+    evaluate: TranslationEvaluation = TranslationEvaluation()
+    """What is measured."""
+
+
+class Translation(RowTask):
+    """Write a text that answers a text."""
+
+    name: ClassVar[str] = "translation"
+    recipe: ClassVar[type[TranslationRecipe]] = TranslationRecipe
+    layout = "pairs"
+    targets: ClassVar[frozenset[str]] = frozenset({"target"})
+    ragged: ClassVar[frozenset[str]] = frozenset({"source", "target"})
+    primary = "bleu"
+    pipeline = "translation"
+    evaluation_rows: ClassVar[int] = 64
+    quick_rows: ClassVar[int] = _QUICK
+
+    def __init__(self, settings: Any, fitted: Fitted | None = None, *, beam: int = 1) -> None:
+        super().__init__(settings, fitted)
+        self._beam = beam
+
+    def asked_columns(self) -> Sequence[str] | None:
+        """Return the names of columns where the file has no header."""
+        return self.settings.data.columns  # type: ignore[no-any-return]
+
+    def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
+        """Find both sides."""
+        data, pair = self.settings.data, len(columns) == 2
+        source = column_of(columns, data.source, (*_SOURCE, *columns[:1]) if pair else _SOURCE, "data.source")
+        rest = [name for name in columns if name != source]
+        target = column_of(rest, data.target, (*_TARGET, *rest[:1]) if pair else _TARGET, "data.target")
+        return {"source": source, "target": target}
+
+    def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
+        """Return both texts, or the source alone of a row to be answered."""
+        row: Row = {}
+        for side in ("source", "target"):
+            text = values.get(roles.get(side, side), values.get(side))
+            if text is None and side == "target":
+                continue
+            if not isinstance(text, str):
+                raise BadValue("not_text", f"the {side} is no text; received {str(text)[:80]!r}")
+            if not text.strip():
+                raise BadValue("empty_row", f"the {side} is empty")
+            row[side] = text.strip().lower() if self.settings.data.lowercase else text.strip()
+        return row
+
+    def parse(self, raw: Any) -> Mapping[str, Any]:
+        """Take a bare text as a source."""
+        return {"source": raw} if isinstance(raw, str) else super().parse(raw)
+
+    def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
+        """Learn the vocabulary, or one for each side."""
+        data = self.settings.data
+
+        def trained(sides: Sequence[str]) -> Tokenizer:
+            texts = (row[side] for row in rows() for side in sides)
+            if data.tokenizer == "word":
+                return train_word_tokenizer(texts, vocab_size=data.vocab_size, min_count=2)
+            return train_tokenizer(data.tokenizer, texts, vocab_size=data.vocab_size, byte_fallback=True)
+
+        if data.shared:
+            tokenizers = {"": trained(("source", "target"))}
+        else:
+            tokenizers = {"": trained(("source",)), "target": trained(("target",))}
+        chinese = letters = 0
+        for number, row in enumerate(rows()):
+            chinese += len(_CHINESE.findall(row["target"]))
+            letters += len(row["target"])
+            if number == 1000:
+                break
+        state = {"roles": dict(roles), "chinese": chinese > 0.3 * max(1, letters)}
+        return Fitted(state, tokenizers)
+
+    @property
+    def _source(self) -> Tokenizer:
+        return self.fitted.tokenizers[""]
+
+    @property
+    def _target(self) -> Tokenizer:
+        return self.fitted.tokenizers.get("target", self._source)
+
+    def encode(self, row: Row) -> dict[str, Array]:
+        """Return token ids of both sides; the target stands between two end tokens: one to begin with, one to end."""
+        most = self.settings.data.length
+        source = [*self._source.encode(row["source"]), self._source.end_id]
+        if "target" not in row:  # to be answered: cut where training would refuse it
+            return {"source": np.array([*source[:-1][: most - 1], self._source.end_id], np.int32)}
+        end = self._target.end_id
+        target = [end, *self._target.encode(row["target"]), end]
+        if len(source) > most or len(target) > most + 1:
+            raise BadValue("too_long", f"{len(source)} and {len(target) - 1} tokens, data.length is {most}")
+        return {"source": np.array(source, np.int32), "target": np.array(target, np.int32)}
+
+    def costs(self, rows: RowSet) -> NDArray[np.int64] | None:
+        """Return the tokens of the longer side."""
+        sides = [rows.lengths(side) for side in ("source", "target") if side in rows.names]
+        found: NDArray[np.int64] = np.max(sides, axis=0)
+        return found
+
+    def batch_cost(self) -> int | None:
+        """Return the tokens of a step."""
+        return self.settings.data.batch_tokens  # type: ignore[no-any-return]
+
+    def build(self) -> nn.Module:
+        """Return the network that the recipe names."""
+        settings, shared = self.settings.model, self.settings.data.shared
+        sizes = self._source.vocab_size, self._target.vocab_size
+        if settings.network == "transformer":
+            return Seq2Seq(
+                Seq2SeqConfig(
+                    *sizes,
+                    layers=settings.layers,
+                    width=settings.width,
+                    heads=settings.heads,
+                    mlp_width=settings.mlp_width or 0,
+                    max_length=-(-(self.settings.data.length + 1) // 8) * 8,
+                    norm=settings.norm,
+                    shared=shared and settings.tied,
+                    tied=settings.tied,
+                    dropout=settings.dropout,
+                )
+            )
+        return RecurrentSeq2Seq(
+            RecurrentSeq2SeqConfig(
+                *sizes,
+                embedding_width=settings.width,
+                width=settings.width,
+                layers=settings.layers,
+                cell=settings.network,
+                tied=settings.tied,
+                dropout=settings.dropout,
+            )
+        )
+
+    def count(self, tensors: Tensors) -> int:
+        """Return the number of target tokens, the end of each text included."""
+        return int(tensors["target_mask"].sum()) - len(tensors["target"])
+
+    def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
+        """Return logits of the token behind each target token."""
+        found: Tensor = model(
+            tensors["source"].long(), tensors["source_mask"], tensors["target"].long()[:, :-1]
+        )
+        return found
+
+    def batch_loss(self, model: nn.Module, tensors: Tensors) -> Tensor:
+        """Return the smoothed negative log-likelihood, summed over target tokens; the logits are never held whole."""
+        assert isinstance(model, Seq2Seq | RecurrentSeq2Seq)
+        mask = tensors["source_mask"]
+        memory = model.encode(tensors["source"].long(), mask)
+        written = model.decode(tensors["target"].long()[:, :-1], memory, mask)
+        hidden = written if isinstance(written, Tensor) else written[0]
+        wanted = tensors["target"].long()[:, 1:].masked_fill(~tensors["target_mask"][:, 1:], -100)
+        smoothing = self.settings.objective.label_smoothing
+        return cross_entropy_sum(hidden, model.output_weight, wanted, label_smoothing=smoothing)[0]
+
+    def answers(self, model: nn.Module, tensors: Tensors) -> Sequence[Any]:
+        """Return the text written for each row, and its score."""
+        most, end = self.settings.data.length, self._target.end_id
+        given = tensors["source"].long(), tensors["source_mask"]
+        writer: Any = model if hasattr(model, "step") else _Rereading(model)
+        # A translation is rarely twice as long as its source; an untrained model must not write on for ever.
+        longest = min(most, 2 * given[0].shape[1] + 10)
+        if self._beam == 1:
+            found = greedy_search(writer, *given, start_id=end, end_id=end, max_length=longest)
+        else:
+            penalty = self.settings.evaluate.length_penalty
+            best = beam_search(
+                writer, *given, start_id=end, end_id=end, max_length=longest, beam=self._beam, alpha=penalty
+            )
+            found = [texts[0] for texts in best]
+        return [(self._text(written.ids), written.score) for written in found]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        if self.settings.data.tokenizer == "word":
+            return " ".join(self._target.token(number) or "" for number in ids)
+        return self._target.decode(ids)
+
+    def finished(self) -> Self:
+        """Return the task as it answers once training is over: with the beam of the recipe."""
+        return type(self)(self.settings, self._fitted, beam=self.settings.evaluate.beam)
+
+    def asked(self, settings: Mapping[str, Any]) -> Self:
+        """Return the task with another beam."""
+        rest = {name: value for name, value in settings.items() if name != "beam"}
+        super().asked(rest)
+        beam = settings.get("beam") or self.settings.evaluate.beam
+        if not isinstance(beam, int) or beam < 1:
+            raise InputError("a beam is a number of hypotheses", received=beam)
+        return type(self)(self.settings, self._fitted, beam=beam)
+
+    def decode(self, answer: Any) -> dict[str, Any]:
+        """Return the text, and its log-probability under the length penalty."""
+        text, score = answer
+        return {"text": text, "score": round(float(score), 6)}
+
+    def _references(self, rows: RowSet, numbers: NDArray[np.int64]) -> list[str]:
+        found = [rows.row(int(number))["values"]["target"] for number in numbers]
+        if self.settings.data.tokenizer != "word":
+            return found
+        return [" ".join(self._surface(text)) for text in found]
+
+    def _surface(self, text: str) -> list[str]:
+        """Return the words of a text as the tokenizer cuts them, also those that the vocabulary lacks."""
+        return self._target.pieces(text)
+
+    def scores(self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]) -> Scores:
+        """Measure translations against their references."""
+        tokenize = self.settings.evaluate.tokenize
+        if tokenize == "auto":
+            words = self.settings.data.tokenizer == "word"
+            tokenize = "none" if words else "zh" if self.fitted.state["chinese"] else "13a"
+        found = Translations(tokenize)
+        found.add([text for text, _ in answers], self._references(rows, numbers))
+        return found
+
+    def row_scores(
+        self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return chrF of each sentence."""
+        said = [text for text, _ in answers]
+        return {"sentence_chrf": sentence_chrf(said, self._references(rows, numbers))}
+
+    def badness(
+        self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return how far a translation is from its reference."""
+        return 100.0 - self.row_scores(answers, rows, numbers)["sentence_chrf"]
+
+    def sections(self, scores: Scores) -> dict[str, Any]:
+        """Return how the figures were computed."""
+        assert isinstance(scores, Translations)
+        return {"translation": {"signature": "; ".join(f"{n}|{s}" for n, s in scores.signatures().items())}}
+
+    def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
+        """Return source, reference and translation."""
+        values = rows.row(number)["values"]
+        part = {
+            "kind": "pair",
+            "source": values["source"],
+            "reference": values["target"],
+            "answer": answer[0],
+        }
+        return {"parts": [part], "expected": "", "answers": []}
+
+    def samples(
+        self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]
+    ) -> list[dict[str, str]]:
+        """Return the first translations."""
+        shown = zip(numbers[:_SHOWN].tolist(), answers[:_SHOWN], strict=True)
+        return [{"prompt": rows.row(n)["values"]["source"], "text": f" -> {a[0]}"} for n, a in shown]
+
+    def view(self, rows: RowSet, number: int) -> str:
+        """Return both sides as tokens."""
+        columns, lengths = rows.gather(np.array([number]))
+        sides = []
+        for side, tokenizer in (("source", self._source), ("target", self._target)):
+            ids = columns[side][0, : lengths[side][0]].tolist()
+            sides.append("|".join(tokenizer.decode([i]) or tokenizer.token(i) or "" for i in ids))
+        return " -> ".join(sides)
+
+    def signature(self, tensors: Tensors) -> Signature:
+        """Return the network as a graph: source, its mask and what is written in, logits out."""
+        source, target = {0: "batch", 1: "source_length"}, {0: "batch", 1: "target_length"}
+        return Signature(
+            {
+                "source_ids": tensors["source"].long(),
+                "source_mask": tensors["source_mask"],
+                "target_ids": tensors["target"].long()[:, :-1],
+            },
+            ["logits"],
+            {"source_ids": source, "source_mask": source, "target_ids": target},
+        )
+
+    def probe(self, rows: int, draws: torch.Generator) -> dict[str, Tensor]:
+        """Return token ids at random."""
+        found: dict[str, Tensor] = {}
+        for side, tokenizer in (("source", self._source), ("target", self._target)):
+            length = 8 * int(torch.randint(1, 3, (), generator=draws)) + 8
+            found[side] = torch.randint(tokenizer.vocab_size, (rows, length), generator=draws).int()
+        sizes = torch.randint(1, found["source"].shape[1] + 1, (rows,), generator=draws)
+        found["source_mask"] = torch.arange(found["source"].shape[1]) < sizes[:, None]
+        return found
+
+    @classmethod
+    def sample(cls, count: int, draws: random.Random) -> list[Row]:
+        """Return numbers in words of two made-up languages, the second in the other order."""
+        words = {"one": "una", "two": "dua", "three": "tria", "four": "kvara"}
+        rows = []
+        for _ in range(count):
+            said = [draws.choice(sorted(words)) for _ in range(draws.randint(1, 3))]
+            rows.append({"source": " ".join(said), "target": " ".join(words[word] for word in said[::-1])})
+        return rows
+
+    @classmethod
+    def smallest(cls) -> dict[str, Any]:
+        """Return a small network on small texts."""
+        return {
+            "data": {"tokenizer": "char", "vocab_size": 300, "length": 40, "batch_tokens": 256},
+            "model": {"layers": 1, "width": 32, "heads": 2, "dropout": 0.0},
+            "objective": {"label_smoothing": 0.0},
+            "evaluate": {"beam": 2},
+        }
+
+
+class _Rereading:
+    """An exported graph as a writer: it has no cache, so each step reads all that was written."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        self._graph = graph
+
+    def start(self, source_ids: Tensor, source_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Begin with nothing written."""
+        return source_ids, source_mask, source_ids.new_zeros(len(source_ids), 0)
+
+    def step(self, state: tuple[Tensor, Tensor, Tensor], last_ids: Tensor) -> tuple[Tensor, Any]:
+        """Return log-probabilities of the next token."""
+        source_ids, source_mask, written = state
+        written = torch.cat((written, last_ids[:, None]), dim=1)
+        # The graph takes two target tokens at least: what is behind the last one is not looked at.
+        read = torch.cat((written, torch.zeros_like(written[:, :1])), dim=1)
+        logits = self._graph(source_ids, source_mask, read)[:, written.shape[1] - 1]
+        return logits.log_softmax(-1), (source_ids, source_mask, written)
+
+    def reorder(self, state: tuple[Tensor, Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Continue with these rows."""
+        source_ids, source_mask, written = state
+        return source_ids[rows], source_mask[rows], written[rows]

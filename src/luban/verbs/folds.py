@@ -1,0 +1,115 @@
+"""Cross-validation: a run whose parts are runs, each tested on another fold of the rows; reported with their spread."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from luban.console import Show
+from luban.durable import new_folder, read_json, write_json
+from luban.errors import InputError
+from luban.evaluation.report import write_report
+from luban.machine import peak_rss_bytes
+from luban.recipe import Recipe
+from luban.run import Run
+from luban.verbs.decisions import with_values
+
+Part = Callable[[Run, Recipe, bool], Mapping[str, Any]]
+
+
+def folds_of(recipe: Recipe) -> int | None:
+    """Return how many folds a recipe asks for; None where it asks for none, or is itself that of one fold."""
+    data: Any = getattr(recipe, "data", None)
+    folds = getattr(data, "folds", None)
+    return None if folds is None or data.fold is not None else int(folds)
+
+
+def fold_folder(run: Run, fold: int) -> Run:
+    """Return the run of a fold; they are counted from 1 in names."""
+    return Run(run.folder / "folds" / f"fold-{fold + 1}", run.fs)
+
+
+def train_folds(run: Run, recipe: Recipe, part: Part, show: Show) -> dict[str, Any]:
+    """Train every fold that is not finished, then put their figures together.
+
+    A run that was stopped goes on with the fold it was at; folds that are finished are not touched.
+
+    Arguments:
+        run: begun; its lock is held. part: trains one fold to its end, or goes on with it, and returns its result.
+
+    Returns:
+        result.json: each figure is the mean over folds, with `spread` (standard deviation) and `folds` beside.
+    """
+    count = folds_of(recipe)
+    assert count is not None, "the recipe asks for folds"
+    if not run.result.is_file():
+        results = []
+        for fold in range(count):
+            one = fold_folder(run, fold)
+            show.line(f"fold {fold + 1} of {count}")
+            results.append(part(one, with_values(recipe, {"data.fold": fold}), one.exists))
+        _finish(run, results)
+    found: dict[str, Any] = read_json(run.result)
+    return found
+
+
+def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
+    primary = results[0]["primary"]
+    names = [name for name in results[0]["metrics"] if all(_value(r, name) is not None for r in results)]
+    values = {name: [float(r["metrics"][name]) for r in results] for name in names}
+    if primary["name"] not in values:
+        raise InputError(
+            f"a fold has no {primary['name']}: it has too few rows to measure it",
+            fix="take fewer folds, or more rows",
+        )
+    means = {name: statistics.fmean(figures) for name, figures in values.items()}
+    spread = {name: statistics.stdev(figures) for name, figures in values.items()}
+    # The typical model: neither the luckiest fold's nor the unluckiest's.
+    distances = [abs(value - means[primary["name"]]) for value in values[primary["name"]]]
+    typical = fold_folder(run, distances.index(min(distances)))
+    with new_folder(run.model, run.fs) as new:
+        shutil.copytree(typical.model, new, dirs_exist_ok=True)
+    folds = [
+        {"fold": n + 1, "metrics": {name: values[name][n] for name in names}} for n in range(len(results))
+    ]
+    head = {"name": primary["name"], "value": means[primary["name"]], "direction": primary["direction"]}
+    # The interval of the mean of so many folds, as if they were independent: they share training rows, so it is short.
+    reach = {name: 1.96 * spread[name] / math.sqrt(len(results)) for name in names}
+    write_json(
+        run.evaluation,
+        {
+            "primary": head,
+            "metrics": {
+                n: {"value": means[n], "low": means[n] - reach[n], "high": means[n] + reach[n]} for n in names
+            },
+            "counts": {"folds": len(results)},
+            "worst": [],
+            "best": [],
+            "folds": folds,
+        },
+        run.fs,
+    )
+    total = {name: sum(r[name] for r in results) for name in ("seconds", "steps", "tokens", "flops")}
+    result = {
+        "status": "done",
+        "task": results[0]["task"],
+        "primary": head,
+        "metrics": means,
+        "spread": spread,
+        "folds": folds,
+        **total,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "model": "model",
+        "model_of": typical.folder.name,
+    }
+    write_json(run.result, result, run.fs)
+    run.event("finished", f"{head['name']} {head['value']:.4f} over {len(results)} folds")
+    write_report(run.folder, run.fs)
+
+
+def _value(result: Mapping[str, Any], name: str) -> float | None:
+    value = result["metrics"].get(name)
+    return float(value) if isinstance(value, int | float) else None
