@@ -27,7 +27,7 @@ for verb in (None, *cli.luban.commands):
 HEAVY = ["torch", "numpy", "pydantic", "transformers", "tokenizers", "safetensors", "yaml", "rich", "jinja2"]
 VERBS = [
     *("train", "plan", "resume", "evaluate", "predict", "prepare", "recipes", "quickstart"),
-    *("runs", "compare", "report", "doctor"),
+    *("runs", "compare", "report", "doctor", "new", "export", "rates"),
 ]
 
 

@@ -7,25 +7,21 @@ import click
 from luban.cli_answers import print_json, verb
 
 
-@click.group(short_help="Begin something of your own: new task NAME.")
-def new() -> None:
-    """Write the files that something of your own begins with."""
-
-
-@new.command("task", short_help="Write a task of your own: one file, with its test.")
+@click.command(short_help="Write a task of your own: one file, with its test.")
+@click.argument("kind", metavar="task", type=click.Choice(["task"]))
 @click.argument("name")
 @click.option("--out", metavar="DIR", default=".", show_default=True, help="Where the package is written.")
 @verb
-def new_task(name: str, out: str, as_json: bool) -> None:
+def new(kind: str, name: str, out: str, as_json: bool) -> None:
     """Write a package with one task in one file, its test, and the entry point by which luban finds it.
 
     \b
     Example:
       luban new task star-rating
-      pip install -e star-rating && luban train star-rating/example.yaml
     """
     from luban.verbs.new_task import new_task as write
 
+    del kind  # a task is all that can be new so far
     made = write(name, out)
     for path in made.files:
         click.echo(f"  {path}", err=True)

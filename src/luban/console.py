@@ -80,6 +80,8 @@ class Show:
         self._live: Live | None = None
         self._last, self._stage = -PLAIN_SECONDS, ""
         self._rate, self._seen = 0.0, (0, 0.0)
+        self.unit = "tokens"
+        """What is counted of the data: `tokens` or `rows`."""
 
     def line(self, text: str) -> None:
         """Say something that stays."""
@@ -108,7 +110,7 @@ class Show:
         fraction: float,
         peak_flops: float,
     ) -> None:
-        """Show where training stands: loss, tokens/s, share of the machine's measured peak, time left."""
+        """Show where training stands: loss, speed, share of the machine's measured peak, time left."""
         if self._quiet:
             return
         tokens_before, seconds_before = self._seen
@@ -123,7 +125,7 @@ class Show:
         self._last, self._stage = now, "training"
         share = flops / tokens * self._rate / peak_flops if tokens and peak_flops else 0.0
         left = seconds * (1 - fraction) / fraction if fraction > 0 else 0.0
-        speed = f"{self._rate:,.0f} tokens/s  {share:.0%} of peak"
+        speed = f"{self._rate:,.0f} {self.unit}/s  {share:.0%} of peak"
         facts = f"step {step:,}  loss {loss:.3f}  {speed}  {duration(left)} left"
         if self._console.is_terminal:
             self._draw("training", fraction, facts)

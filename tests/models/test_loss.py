@@ -31,6 +31,7 @@ def problem(
     vocab_size=st.integers(2, 30),
     chunk_tokens=st.integers(1, 50),
     ignored=st.sampled_from([0.0, 0.3, 1.0]),
+    smoothing=st.sampled_from([0.0, 0.1, 0.9]),
     with_bias=st.booleans(),
     plain=st.booleans(),
     dtype=st.sampled_from([torch.float64, torch.float32]),
@@ -42,6 +43,7 @@ def test_equals_torch(
     vocab_size: int,
     chunk_tokens: int,
     ignored: float,
+    smoothing: float,
     with_bias: bool,
     plain: bool,
     dtype: torch.dtype,
@@ -52,11 +54,16 @@ def test_equals_torch(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "_PLAIN_BYTES", 1 << 40 if plain else 0)
         ours, count = cross_entropy_sum(
-            hidden, weight, targets, chunk_tokens=chunk_tokens, bias=bias if with_bias else None
+            hidden,
+            weight,
+            targets,
+            chunk_tokens=chunk_tokens,
+            bias=bias if with_bias else None,
+            label_smoothing=smoothing,
         )
         slopes = torch.autograd.grad(ours * 0.37, used)
     logits = F.linear(hidden, weight, bias if with_bias else None)
-    theirs = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
+    theirs = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100, label_smoothing=smoothing)
     tolerance = {"atol": 1e-9, "rtol": 1e-9} if dtype == torch.float64 else {"atol": 2e-4, "rtol": 1e-4}
     assert int(count) == int((targets != -100).sum())
     torch.testing.assert_close(ours, theirs, **tolerance)

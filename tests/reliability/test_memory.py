@@ -201,7 +201,7 @@ def test_a_true_process_under_a_limit_says_what_to_do(tmp_path: Path) -> None:
 def test_measuring_a_model_says_what_to_do_too(tmp_path: Path) -> None:
     run = train({**recipe(tmp_path)}, out=tmp_path / "run").folder
     with (
-        mock.patch("luban.verbs.evaluate.measure", side_effect=MemoryError),
+        mock.patch("luban.tasks.text_evaluation.measure", side_effect=MemoryError),
         pytest.raises(OutOfMemory, match="while measuring a model") as caught,
     ):
         evaluate(run)

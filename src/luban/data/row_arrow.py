@@ -28,8 +28,8 @@ Read = Callable[[Any], Any]
 
 def parquet_rows(reader: FileRows) -> Iterator[dict[str, Any]]:
     """Yield the rows of a Parquet file, some MiB of them in memory; `reader.line` is a row's number."""
-    # A buffer makes column chunks come in pieces; without, each is read whole, whatever its size.
-    options = {"buffer_size": _READ_BYTES, "page_checksum_verification": True}
+    # A buffer, and nothing read ahead: else each column chunk is held whole, whatever its size.
+    options = {"buffer_size": _READ_BYTES, "pre_buffer": False, "page_checksum_verification": True}
     with (
         on_disk(reader) as path,
         _corrupt("not a whole Parquet file"),
@@ -85,7 +85,7 @@ def _batch_rows(reader: FileRows, batch: Any, at_once: int) -> Iterator[dict[str
                 reader.bad(
                     "invalid_utf8", f"byte {error.start + 1} of a value is not UTF-8", error.object[:200]
                 )
-            except (ValueError, OverflowError) as error:
+            except (ValueError, ArithmeticError) as error:
                 reader.bad("bad_value", str(error)[:200])
             else:
                 yield dict(zip(names, values, strict=True))

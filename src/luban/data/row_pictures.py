@@ -117,7 +117,7 @@ def _idx_part(images: Found) -> Part:
     stem = f"{found[1]}labels{found[2]}idx1-ubyte"
     for name in (stem, f"{stem}.gz"):
         path = images.path.with_name(name)
-        if path.is_file() and is_inside(path.parent, path):
+        if path.is_file() and is_inside(path.parent.resolve(), path):
             labels = Found(path, str(Path(images.name).with_name(name)), images.within.with_name(name))
             return Part("idx", (images.opaque(), labels.opaque()))
     return Part("idx", (images.opaque(),))
@@ -144,7 +144,7 @@ def named_pictures(reader: FileRows, columns: Sequence[str] | None) -> Iterator[
     Raises:
         DataError: the first row has no such column.
     """
-    folder = reader.file.path.parent
+    home = reader.file.path.parent.resolve()
     for values, name in _with_column(reader, columns):
         value = values.pop(name)
         path = value if isinstance(value, str) else None
@@ -156,23 +156,23 @@ def named_pictures(reader: FileRows, columns: Sequence[str] | None) -> Iterator[
         elif path is None:
             detail = f"column {name!r} holds {type(value).__name__}, neither a path nor bytes"
             reader.bad("missing_value" if value is None else "bad_picture", detail)
-        elif problem := _refusal(folder, path):
+        elif problem := _refusal(home, path):
             reader.bad(*problem, raw=path)
-        elif (image := _read(reader, folder / path)) is not None:
+        elif (image := _read(reader, home / path)) is not None:
             yield {"path": path, **values, "image": image}
 
 
 def pictures_named_by(reader: FileRows) -> Iterator[SourceFile]:
     """Yield the files that a table names and that can be read, for the fingerprint: any cell of a usual column, or
     that ends as a picture's name does."""
-    folder = reader.file.path.parent
+    folder, home = reader.file.path.parent, reader.file.path.parent.resolve()
     beside = Path(reader.file.name).parent
     for values in table_values(reader):
         for column, value in values.items():
             path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
             if not isinstance(path, str) or not (column in IMAGE_COLUMNS or path.lower().endswith(PICTURES)):
                 continue
-            if _refusal(folder, path) is None:
+            if _refusal(home, path) is None:
                 yield SourceFile(folder / path, (beside / path).as_posix(), "text")
 
 
@@ -202,16 +202,16 @@ def _no_pictures(reader: FileRows, known: Sequence[str], there: list[str], *, as
     )
 
 
-def _refusal(folder: Path, name: str) -> tuple[BadKind, str] | None:
-    """Say what is wrong with a path that a table names; None where it can be read."""
+def _refusal(home: Path, name: str) -> tuple[BadKind, str] | None:
+    """Say what is wrong with a path that a table in `home`, a resolved path, names; None where it can be read."""
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
         return "outside", "the path leads out of the table's folder"
     try:
-        mode = (folder / path).stat().st_mode
+        mode = (home / path).stat().st_mode
     except (OSError, ValueError) as error:
         return "no_file", f"there is no such file ({getattr(error, 'strerror', None) or error})"
-    if not is_inside(folder, folder / path):
+    if not is_inside(home, home / path):
         return "outside", "a link leads out of the table's folder"
     return None if stat.S_ISREG(mode) else ("no_file", "it is no file of bytes")
 

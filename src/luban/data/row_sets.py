@@ -24,14 +24,15 @@ from luban.data.row_store import RowSet, RowWriter
 from luban.data.split import draw
 from luban.data.tokenizer import Tokenizer
 from luban.durable import DISK, FileSystem, new_folder, read_json, storage_errors, verify_folder, write_json
-from luban.errors import CheckpointError, DataError
+from luban.errors import CheckpointError, DataError, RecipeError
 from luban.row_recipe import RowData
 
 REPORT, STATE, QUARANTINE = "report.json", "state.json", "quarantine.jsonl"
 SPLITS: tuple[Role, ...] = ("train", "validation", "test")
+SIDES = range(len(SPLITS))
 _SPILL, _BLOBS = "rows.spill", "blobs.spill"
 _EXAMPLES = 10
-_LOOKED_AT = 100
+_LOOKED_AT = 16
 _NO_MATTER = {"train", "validation", "test", "workers"}
 
 Row = dict[str, Any]
@@ -210,7 +211,7 @@ class _Spill:
         self._blob_bytes = 0
 
     def add(self, row: Row, place: Place) -> bytes:
-        """Append a row; return a digest of what it holds."""
+        """Append a row; return a digest of its bytes and pictures."""
         hashed, kept = hashlib.blake2b(digest_size=16), {}
         for name, value in row.items():
             if isinstance(value, bytes | np.ndarray):
@@ -336,9 +337,7 @@ class _Preparation:
                 bad.add(error.kind, place, error.detail, _shown(raw.values))
                 continue
             blob = spill.add(row, place)
-            given = {n: v for n, v in row.items() if n not in reading.targets and _is_json(v)}
-            text = json.dumps(given, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
-            self._digests.append(hashlib.blake2b(text + blob, digest_size=16).digest())
+            self._digests.append(_digest(row, reading.targets, blob))
             self._given.append(split)
             self._rows_of_file[raw.file] += 1
         if split not in self._given:
@@ -350,22 +349,16 @@ class _Preparation:
 
     def _sides(self) -> list[int]:
         """Say of each row whether it is for training (0), validation (1) or testing (2)."""
-        data, sides = self._data, list(self._given)
-        taken: dict[int, float] = {}
-        if data.folds is None and data.test is None and data.test_fraction:
-            taken[2] = data.test_fraction
-        if data.validation is None:
-            taken[1] = data.validation_fraction
+        sides, taken = list(self._given), self._taken()
+        fold = self._folds()
         for number, given in enumerate(self._given):
             if given != 0:
                 continue
-            if data.folds is not None:
-                at = draw(self._digests[number] + b"fold", data.seed)
-                if int(at * data.folds) == (data.fold or 0):
-                    sides[number] = 2
-                    continue
+            if fold and fold[self._digests[number]] == (self._data.fold or 0):
+                sides[number] = 2
+                continue
             for side, fraction in taken.items():
-                if draw(self._digests[number] + bytes([side]), data.seed) < fraction:
+                if draw(self._digests[number] + bytes([side]), self._data.seed) < fraction:
                     sides[number] = side
                     break
         for side in (*taken, 0):
@@ -373,14 +366,49 @@ class _Preparation:
                 self._force(sides, side)
         return sides
 
+    def _taken(self) -> dict[int, float]:
+        """Return by side the share of the rows left by the sides before it that goes to it."""
+        data, taken = self._data, dict[int, float]()
+        if data.folds is None and data.test is None and data.test_fraction:
+            taken[2] = data.test_fraction
+        if data.validation is None:
+            left = 1.0 - taken.get(2, 0.0)
+            if data.validation_fraction >= left:
+                raise RecipeError(
+                    "validation and test together take all rows",
+                    received=f"validation_fraction {data.validation_fraction:g}, test_fraction {data.test_fraction:g}",
+                    where="data",
+                    fix="let them add up to less than 1",
+                )
+            taken[1] = data.validation_fraction / left
+        return taken
+
+    def _folds(self) -> dict[bytes, int]:
+        """Return by digest the fold that tests a row; nothing where there are no folds."""
+        count = self._data.folds
+        if count is None:
+            return {}
+        different = {digest for digest, given in zip(self._digests, self._given, strict=True) if given == 0}
+        folds = {digest: int(draw(digest + b"fold", self._data.seed) * count) for digest in different}
+        if empty := count - len(set(folds.values())):
+            raise DataError(
+                f"{empty} of {count} folds have no row to test on",
+                received=f"different rows: {len(different):,}",
+                where="data.folds",
+                fix="take fewer folds, or give more rows",
+            )
+        return folds
+
     def _force(self, sides: list[int], side: int) -> None:
-        """Give an empty side the row of the smallest draw, with its equals."""
-        source = 0 if side else max((1, 2), key=sides.count)
-        pool = [
+        """Give an empty side, from the one that has most, the row of the smallest draw, with its equals."""
+        # Rows of files of their own stay, and so do those that a fold tests on: no other fold does.
+        free = [
             n
-            for n, (s, given) in enumerate(zip(sides, self._given, strict=True))
-            if s == source == s and given == 0
+            for n, given in enumerate(self._given)
+            if given == 0 and (self._data.folds is None or sides[n] != 2)
         ]
+        source = max(SIDES, key=[sides[n] for n in free].count)
+        pool = [n for n in free if sides[n] == source]
         different = {self._digests[n] for n in pool}
         if len(different) < 2:
             raise DataError(
@@ -397,6 +425,7 @@ class _Preparation:
         self, spill: _Spill, sides: list[int], fitted: Fitted, bad: BadRows
     ) -> dict[str, dict[str, int]]:
         reading = self._reading
+        wanted = set(sides)
         writers = [RowWriter(self._folder / split, reading.ragged, self._fs) for split in SPLITS]
         coming = [iter(spill.rows()), iter(spill.rows())]
         encoded = reading.encode_all((row for row, _ in coming[0]), fitted)
@@ -405,6 +434,7 @@ class _Preparation:
             if isinstance(arrays, BadValue):
                 bad.add(arrays.kind, place, arrays.detail, _shown(row))
                 sides[number] = -1
+                self._rows_of_file[place.file] -= 1
                 continue
             kept = {"values": reading.kept(row), "file": place.file, "line": place.line}
             writers[sides[number]].add(arrays, kept)
@@ -413,10 +443,12 @@ class _Preparation:
         totals: dict[str, dict[str, int]] = {
             split: writer.close() for split, writer in zip(SPLITS, writers, strict=True)
         }
-        for split in SPLITS[:2]:
-            if not totals[split]["rows"]:
+        for side in SIDES:
+            if side in wanted and not totals[SPLITS[side]]["rows"]:
+                kinds = bad.as_dict()["kinds"].items()
                 raise DataError(
-                    f"no row is left of {split}",
+                    f"no row is left of {SPLITS[side]}",
+                    received={kind: entry["count"] for kind, entry in kinds if entry["left_out"]},
                     fix="the rows left out are listed with data.on_bad_row=error, one at a time",
                 )
         return totals
@@ -482,6 +514,13 @@ class _Preparation:
             "notes": notes,
         }
         write_json(self._folder / REPORT, report, self._fs)
+
+
+def _digest(row: Row, targets: frozenset[str], blob: bytes) -> bytes:
+    """Return a digest of what is given of a row; of one with a picture that is the picture, wherever it lies."""
+    given = {n: v for n, v in row.items() if n not in targets} if all(map(_is_json, row.values())) else {}
+    text = json.dumps(given, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text + blob, digest_size=16).digest()
 
 
 def _is_json(value: object) -> bool:

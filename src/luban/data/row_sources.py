@@ -136,12 +136,15 @@ def named(source: str | Sequence[str]) -> list[Named]:
         raise InputError("the source is empty", fix="name a file, a folder or a glob")
     paths = [_with_compression(Path(item).expanduser()) for item in items]
     names = _distinct([path.resolve() if path.is_dir() else path.absolute() for path in paths])
+    alone = len(items) == 1
     every = [
-        _named(item, path, name, alone=len(items) == 1)
-        for item, path, name in zip(items, paths, names, strict=True)
+        _named(item, path, name, alone=alone) for item, path, name in zip(items, paths, names, strict=True)
     ]
+    if alone:
+        return every
     seen: set[Path] = set()
-    return every if len(items) == 1 else [replace(one, found=tuple(_new(one.found, seen))) for one in every]
+    fresh = [replace(one, found=tuple(_new(one.found, seen))) for one in every]
+    return [new for one, new in zip(every, fresh, strict=True) if new.found or not one.found]
 
 
 def suffix_of(path: Path) -> str:
@@ -157,10 +160,10 @@ def suffix_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def is_inside(folder: Path, path: Path) -> bool:
-    """Say whether a path, its links followed, stays in a folder."""
+def is_inside(home: Path, path: Path) -> bool:
+    """Say whether a path, its links followed, stays in a folder, whose own path is resolved already."""
     try:
-        return path.resolve().is_relative_to(folder.resolve())
+        return path.resolve().is_relative_to(home)
     except (OSError, ValueError, RuntimeError):
         return False
 
@@ -182,11 +185,14 @@ def _named(item: str, path: Path, name: str, *, alone: bool) -> Named:
 def _with_compression(path: Path) -> Path:
     """Return the path, or where it is none the one with .gz, if that is there."""
     packed = path.with_name(f"{path.name}.gz") if path.name else path
-    return packed if not path.exists() and packed.is_file() else path
+    try:
+        return packed if not path.exists() and packed.is_file() else path
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise InputError(f"no such file or folder: {error.strerror}", received=str(path)) from None
 
 
 def _in_folder(folder: Path, prefix: str) -> Iterator[Found]:
-    waiting = [folder]
+    home, waiting = folder.resolve(), [folder]
     while waiting:
         here = waiting.pop()
         try:
@@ -204,7 +210,7 @@ def _in_folder(folder: Path, prefix: str) -> Iterator[Found]:
             within = PurePosixPath(path.relative_to(folder).as_posix())
             problem: Literal["outside", "no_file"] | None = None
             # A link to a folder is not followed wherever it leads: it could lead around in a circle.
-            if entry.is_symlink() and (entry.is_dir() or not is_inside(folder, path)):
+            if entry.is_symlink() and (entry.is_dir() or not is_inside(home, path)):
                 problem = "outside"
             elif not entry.is_file():
                 problem = "no_file"
@@ -218,9 +224,10 @@ def _matches(item: str, pattern: Path) -> Iterator[Found]:
     files = [path for path in paths if path.is_file()]
     if not files:
         raise InputError("no file matches the glob", received=item, fix=f"look at what is in {root}")
+    home = root.resolve()
     for path in files:
         within = path.relative_to(root).as_posix()
-        yield Found(path, within, PurePosixPath(path.name), None if is_inside(root, path) else "outside")
+        yield Found(path, within, PurePosixPath(path.name), None if is_inside(home, path) else "outside")
 
 
 def _distinct(paths: Sequence[Path]) -> list[str]:

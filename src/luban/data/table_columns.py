@@ -19,7 +19,7 @@ Kind = Literal["number", "category", "date"]
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
 MAX_CATEGORIES = 10_000
 _MOST_TOLD = 20
-SHARE_READ = 0.98
+_SHARE_READ = 0.98
 """Of the values that are there, so many must read as numbers (as dates) for the column to be one."""
 DATE_PARTS = ("days", "year", "month", "weekday", "hour")
 _TRUTH = {"true": 1.0, "false": 0.0}
@@ -79,6 +79,29 @@ def as_date(value: object) -> datetime.datetime | None:
     except ValueError:
         return None
     return found.replace(tzinfo=None)
+
+
+def mean_numbers(targets: Iterable[object], few: int) -> bool:
+    """Whether the values of a target mean numbers, in whatever order they come: nearly all read as numbers, and there
+    are fractions among them or more than `few` different ones. Else they name classes.
+
+    Example:
+        >>> mean_numbers(["0", "1", "1"], 20), mean_numbers(["0.5", "1"], 20), mean_numbers(["red", *range(30)], 20)
+        (False, True, False)
+    """
+    different: set[float] = set()
+    count = read = 0
+    for target in targets:
+        number = as_number(target)
+        count += 1
+        if number is None:
+            continue
+        read += 1
+        if len(different) <= few:
+            different.add(number)
+    if read < _SHARE_READ * count:
+        return False
+    return len(different) > few or any(not number.is_integer() for number in different)
 
 
 def date_parts(date: datetime.datetime) -> list[float]:
@@ -191,7 +214,7 @@ def learn_columns(
     numbers, dates, categories, notes = [], [], {}, []
     for name, column in seen.items():
         there = column.rows - column.missing
-        if column.decimal_commas > 0.5 * there and column.numbers < SHARE_READ * there:
+        if column.decimal_commas > 0.5 * there and column.numbers < _SHARE_READ * there:
             detail = f"{name} holds numbers with a decimal comma, which are read as names: write a point"
             notes.append({"kind": "decimal_comma", "detail": detail})
         if len(column.values) < 2 and not (column.missing and there):
@@ -199,9 +222,9 @@ def learn_columns(
             notes.append(
                 {"kind": "constant", "detail": f"{name} is {held!r} in every training row: left out"}
             )
-        elif forced.get(name) == "number" or (name not in forced and column.numbers >= SHARE_READ * there):
+        elif forced.get(name) == "number" or (name not in forced and column.numbers >= _SHARE_READ * there):
             numbers.append(name)
-        elif forced.get(name) == "date" or (name not in forced and column.dates >= SHARE_READ * there):
+        elif forced.get(name) == "date" or (name not in forced and column.dates >= _SHARE_READ * there):
             dates.append(name)
         elif column.overfull or (
             name not in forced and len(column.values) > 0.9 * there and there > _MOST_TOLD

@@ -32,9 +32,9 @@ def classification_losses(
         >>> round(float(loss), 4)
         0.1269
     """
-    logs = F.log_softmax(logits.float(), dim=-1)  # (rows, classes)
+    logs = F.log_softmax(_wide(logits), dim=-1)  # (rows, classes)
     own = logs.gather(-1, targets[:, None]).squeeze(-1)  # (rows,)
-    losses = -own if focal == 0.0 else -own * (1.0 - own.exp()) ** focal
+    losses = -own if focal == 0.0 else -own * _power(-own.expm1(), focal)
     if label_smoothing:
         losses = (1.0 - label_smoothing) * losses - label_smoothing * logs.mean(-1)
     if weights is not None:
@@ -59,12 +59,21 @@ def multilabel_losses(
         focal: gamma, as in `classification_losses`.
         weights: (labels,), what a label that is there counts.
     """
-    logits = logits.float()
+    logits = _wide(logits)
     wanted = targets * (1.0 - label_smoothing) + 0.5 * label_smoothing
     losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")  # (rows, labels)
     if focal:
-        right = torch.where(targets > 0.5, logits, -logits).sigmoid()
-        losses = losses * (1.0 - right) ** focal
+        losses = losses * _power(torch.where(targets > 0.5, -logits, logits).sigmoid(), focal)
     if weights is not None:
         losses = losses * torch.where(targets > 0.5, weights, torch.ones_like(weights))
     return losses.mean(-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: a sum of exponentials in bfloat16 keeps two digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _power(wrong: Tensor, gamma: float) -> Tensor:
+    """Return wrong**gamma; its slope is 0, not infinite times 0, where nothing is wrong and gamma is below 1."""
+    return wrong.clamp_min(torch.finfo(wrong.dtype).tiny) ** gamma

@@ -66,8 +66,9 @@ class RecurrentLayer(nn.Module):
         Returns:
             the hidden state after each place, (batch, length, width), and the state after the last.
         """
-        if torch.compiler.is_exporting():
-            # torch.export unrolls the fused kernels and so fixes the length; a scan keeps it free.
+        if torch.compiler.is_exporting() and isinstance(self.kernel, nn.RNN):
+            # ONNX has operators for LSTM and GRU; of this cell torch.export would unroll the kernel and so fix the
+            # length, and a scan keeps it free.
             return self._scanned(x, start)
         if start is None:
             states, last = self.kernel(x)

@@ -51,7 +51,7 @@ class TableMlp(nn.Module):
     means: Tensor
     spreads: Tensor
     column: Tensor
-    code: Tensor
+    codes: Tensor
 
     def __init__(self, config: TableMlpConfig) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class TableMlp(nn.Module):
         self.register_buffer("means", torch.tensor(config.means), persistent=False)
         self.register_buffer("spreads", torch.tensor(config.spreads), persistent=False)
         places = [(column, code) for column, size in enumerate(config.categories) for code in range(size)]
-        for number, name in enumerate(("column", "code")):
+        for number, name in enumerate(("column", "codes")):
             values = torch.tensor([place[number] for place in places], dtype=torch.int64)
             self.register_buffer(name, values, persistent=False)
         inputs = 2 * len(config.means) + len(places)
@@ -78,6 +78,6 @@ class TableMlp(nn.Module):
             scaled = torch.where(missing, 0.0, (numbers - self.means) / self.spreads)
             parts += [scaled, missing.to(scaled.dtype)]
         if self.config.categories:
-            parts.append((categories[:, self.column] == self.code).to(self.spreads.dtype))
+            parts.append((categories[:, self.column] == self.codes).to(self.spreads.dtype))
         found: Tensor = self.mlp(torch.cat(parts, dim=1))[:, None]
         return found

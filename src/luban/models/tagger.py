@@ -87,7 +87,7 @@ class Tagger(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.words = nn.Embedding(config.words, width)
+        self.words = None if config.network == "transformer" else nn.Embedding(config.words, width)
         self.pairs = nn.Embedding(config.pairs, width) if config.pairs else None
         self.letters = self.filters = None
         if config.letter_filters:
@@ -111,6 +111,7 @@ class Tagger(nn.Module):
                     dropout=config.dropout,
                 )
             )
+            del self.encoder.output  # the tagger's own reads more than the encoder's states
             hidden = inputs
         else:
             self.encoder = RecurrentLayers(
@@ -143,13 +144,15 @@ class Tagger(nn.Module):
             mask: (batch, length) bool, True where a token is.
         """
         share, parts = self.config.dropout, []
-        if isinstance(self.encoder, ModernEncoder):
+        if self.words is None:
+            assert isinstance(self.encoder, ModernEncoder)
             parts.append(self.encoder.hidden(words, mask))
         else:
             parts.append(self.words(words))
         if self.pairs is not None:
-            before = F.pad(words, (1, 0))[:, : words.shape[1] + 1]  # each token behind the one before it
-            parts.append(self.pairs(bigram_buckets(before, self.config.pairs)))
+            # Each token with the one before it; the first with padding.
+            pairs = bigram_buckets(F.pad(words, (1, 0)), self.config.pairs)[:, :-1]
+            parts.append(self.pairs(pairs))
         if self.letters is not None:
             parts.append(self._spelling(letters))
         x = dropout(torch.cat(parts, dim=-1), share, self.training)  # (batch, length, inputs)

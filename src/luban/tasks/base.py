@@ -176,12 +176,14 @@ class Usage:
     Attributes:
         pipeline: the hub's name of what it does, such as `text-generation`. library: what loads it.
         code: Python that loads it. caution: what a user should know.
+        unit: what is counted of what it learned from: `tokens` or `rows`.
     """
 
     pipeline: str
     library: str
     code: str
     caution: str
+    unit: str = "rows"
 
 
 class Task(Protocol):

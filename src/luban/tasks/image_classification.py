@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from luban.data.picture_workers import decode_many
 from luban.data.pictures import PictureError, decode, encode_png, picture_size
+from luban.data.row_pictures import IMAGE_COLUMNS, PICTURES
 from luban.data.row_sets import BadValue, Fitted, Row
 from luban.data.row_sources import is_inside
 from luban.data.row_store import RowSet
@@ -156,28 +157,36 @@ class ImageClassification(Classifier):
     def read(cls, path: Path) -> Iterator[Any]:
         """Yield the pictures of a folder or table; paths on the lines of a file count from its folder."""
         for row in super().read(path):
-            named = row.get("image") if isinstance(row, Mapping) else row
-            if not isinstance(named, str):
+            cells = {"image": row} if isinstance(row, str) else row
+            if not isinstance(cells, Mapping) or isinstance(cells.get("image"), bytes | np.ndarray):
                 yield row
-            elif is_inside(path.parent, path.parent / named):
-                yield {"image": str(path.parent / named)}
+                continue
+            paths = {name: cell for name, cell in cells.items() if _is_path(name, cell)}
+            outside = [cell for cell in paths.values() if not is_inside(path.parent, path.parent / cell)]
+            if outside:
+                yield Broken(f"{outside[0][:200]} leads out of the folder of {path.name}")
             else:
-                yield Broken(f"{named[:200]} leads out of the folder of {path.name}")
+                yield {**cells, **{name: str(path.parent / cell) for name, cell in paths.items()}}
 
     def parse(self, raw: Any) -> Mapping[str, Any]:
         """Take the path of a picture, its bytes, or an array (height, width[, channels]) as a row."""
         if isinstance(raw, bytes | np.ndarray):
             return {"image": raw}
-        path = raw if isinstance(raw, str) else raw.get("image") if isinstance(raw, Mapping) else None
-        if isinstance(path, str):
-            try:
-                if Path(path).is_file():  # what is no file, such as a pipe, may never end
-                    return {"image": Path(path).read_bytes(), "path": path}
-                why = "there is no such file"
-            except (OSError, ValueError) as error:
-                why = str(error)
-            raise BadValue("no_file", f"cannot read the picture {path[:200]}: {why}")
-        return super().parse(raw)
+        path = raw
+        if isinstance(raw, Mapping):
+            names = (self.settings.data.image, *IMAGE_COLUMNS)
+            path = next((raw[name] for name in names if name in raw), None)
+            if isinstance(path, bytes | np.ndarray):
+                return {**raw, "image": path}
+        if not isinstance(path, str):
+            return super().parse(raw)
+        try:
+            if Path(path).is_file():  # what is no file, such as a pipe, may never end
+                return {"image": Path(path).read_bytes(), "path": path}
+            why = "there is no such file"
+        except (OSError, ValueError) as error:
+            why = str(error)
+        raise BadValue("no_file", f"cannot read the picture {path[:200]}: {why}")
 
     def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
         """Learn the labels, the size, and mean and spread of the channels."""
@@ -352,6 +361,11 @@ class ImageClassification(Classifier):
     def smallest(cls) -> dict[str, Any]:
         """Return the smallest network."""
         return {"model": {"network": "small", "widths": [8, 8, 8, 8]}}
+
+
+def _is_path(column: str, cell: object) -> bool:
+    """Whether a cell of a table names a picture, as where tables are read for training."""
+    return isinstance(cell, str) and (column in IMAGE_COLUMNS or cell.lower().endswith(PICTURES))
 
 
 def _statistics(

@@ -66,6 +66,7 @@ class RowLearner:
         self._settings, train = task.settings, task.settings.train
         torch.manual_seed(train.seed)
         self.model: nn.Module = task.build()
+        task.ready(self.model, data.train)  # what is not taken over from `start` begins as it would without
         if start is not None:
             taken = taken_over(self.model, start.module)
             if not taken:
@@ -73,8 +74,6 @@ class RowLearner:
                     "the model to start from has no weights of the names and shapes of this one",
                     fix="give it the same model.* settings",
                 )
-        else:
-            task.ready(self.model, data.train)
         self._order = RowOrder(
             len(data.train),
             settled(train.batch, "train.batch"),
@@ -324,8 +323,14 @@ def taken_over(module: nn.Module, source: nn.Module) -> list[str]:
     return taken
 
 
-def choices(recipe: Any, prepared: PreparedRows, machine: Machine, start: Any) -> dict[str, Choice]:
-    """Choose batch and rate where a recipe on rows leaves them open."""
+def choices(
+    recipe: Any, prepared: PreparedRows, machine: Machine, start: Any, share: float
+) -> dict[str, Choice]:
+    """Choose batch and rate where a recipe on rows leaves them open.
+
+    Arguments:
+        share: of the usual rate, what suits the task.
+    """
     del machine
     chosen: dict[str, Choice] = {}
     rows = len(prepared.train)
@@ -335,7 +340,7 @@ def choices(recipe: Any, prepared: PreparedRows, machine: Machine, start: Any) -
             batch, f"{rows:,} training rows: an epoch has {math.ceil(rows / batch):,} steps"
         )
     if recipe.train.learning_rate is None:
-        rate = RATES[recipe.train.optimizer]
+        rate = RATES[recipe.train.optimizer] * share
         why = f"usual for {recipe.train.optimizer}"
         if start is not None:
             rate, why = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +15,11 @@ from torch import nn
 
 from luban.data.bad_rows import BadKind, BadRows, Place
 from luban.data.row_files import Layout, read_raw_rows
-from luban.data.row_sets import BadValue, Fitted, PreparedRows
+from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row, with_columns
+from luban.data.row_sources import suffix_of
 from luban.data.row_store import RowSet, RowWriter
+from luban.data.rows import FileRows
+from luban.data.sources import CorruptStream, find_files
 from luban.durable import member
 from luban.errors import CheckpointError, InputError
 from luban.exporting.onnx_module import OnnxModule
@@ -61,9 +65,7 @@ class RowModel:
                 try:
                     if isinstance(raw, Broken):
                         raise BadValue("not_text", raw.why)
-                    values = kind.parse(raw)
-                    row = kind.clean(values, kind.fitted.state.get("roles", {}))
-                    row = {name: value for name, value in row.items() if name not in kind.targets}
+                    row = _to_answer(kind, raw)
                     writer.add(kind.encode(row), {"values": kind.kept(row), "file": "", "line": number})
                 except BadValue as error:
                     answers.append({"row": number, "error": error.detail})
@@ -79,6 +81,27 @@ class RowModel:
         return answers
 
 
+def _to_answer(kind: RowTask, raw: Any) -> Row:
+    """Return a raw row by the task's names, without what is asked for, whatever stands there.
+
+    Raises:
+        BadValue: it cannot be used.
+    """
+    roles = kind.fitted.state.get("roles", {})
+    asked_for = {roles.get(name, name) for name in kind.targets}
+    row = kind.clean({n: v for n, v in kind.parse(raw).items() if n not in asked_for}, roles)
+    row = {name: value for name, value in row.items() if name not in kind.targets}
+    try:
+        json.dumps(kind.kept(row), ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadValue(
+            "invalid_utf8", "a text holds half of a surrogate pair, which is no character"
+        ) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadValue("bad_value", f"a value is neither text nor number: {error}") from None
+    return row
+
+
 def load_row_model(task: type[RowTask], folder: Path) -> RowModel:
     """Read a model folder of a task on rows.
 
@@ -90,10 +113,10 @@ def load_row_model(task: type[RowTask], folder: Path) -> RowModel:
     if state.get("task") != task.name or not isinstance(state.get("fitted"), dict):
         raise CheckpointError(f"{folder} is no model of {task.name}", received=state.get("task"))
     recipe = read_recipe(state.get("recipe", {}), (), lambda _: task.recipe, str(folder))
-    kind = task(recipe, Fitted(state["fitted"], content.tokenizers))
-    if (folder / GRAPH).is_file():
-        return RowModel(kind, GraphModule(member(folder, GRAPH)), state)
     try:
+        kind = task(recipe, Fitted(state["fitted"], content.tokenizers))
+        if (folder / GRAPH).is_file():
+            return RowModel(kind, GraphModule(member(folder, GRAPH)), state)
         module = kind.build()
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"the state in {folder} does not say what the model is: {error}") from error
@@ -126,21 +149,29 @@ def measure_rows(
         return measured(kind, model.module, source.held_out, settings, stop)
     with tempfile.TemporaryDirectory(prefix="luban-evaluate-") as scratch:
         progress("reading", 0.0)
-        rows = _read(kind, source, Path(scratch) / "rows", stop)
+        bad = BadRows(kind.settings.data.on_bad_row)
+        rows = _read(kind, source, Path(scratch) / "rows", stop, bad)
         progress("evaluating", 0.0)
-        return measured(kind, model.module, rows, settings, stop)
+        found = measured(kind, model.module, rows, settings, stop)
+    told = bad.as_dict()
+    return dataclasses.replace(
+        found,
+        counts={**found.counts, "left_out": told["total"]},
+        sections={**found.sections, "bad_rows": told},
+    )
 
 
-def _read(kind: RowTask, source: Sequence[str], folder: Path, stop: Callable[[], None]) -> RowSet:
-    data = kind.settings.data
-    bad = BadRows(data.on_bad_row)
+def _read(
+    kind: RowTask, source: Sequence[str], folder: Path, stop: Callable[[], None], bad: BadRows
+) -> RowSet:
     writer = RowWriter(folder, kind.ragged)
-    roles: Mapping[str, Any] | None = None
-    for raw in read_raw_rows(
-        source, kind.layout, columns=kind.asked_columns(), max_row_bytes=data.max_row_bytes, bad=bad
-    ):
+    limit = kind.settings.data.max_row_bytes
+    columns, rows = with_columns(
+        read_raw_rows(source, kind.layout, columns=kind.asked_columns(), max_row_bytes=limit, bad=bad)
+    )
+    roles = kind.roles(columns) if columns else {}
+    for raw in rows:
         stop()
-        roles = kind.roles(list(raw.values)) if roles is None else roles
         place = Place(raw.file, raw.file, raw.line)
         try:
             row = kind.clean(raw.values, roles)
@@ -152,7 +183,12 @@ def _read(kind: RowTask, source: Sequence[str], folder: Path, stop: Callable[[],
             bad.add(error.kind, place, error.detail, str(raw.values)[:200])
     writer.close()
     if not writer.count:
-        raise InputError("there is no row to measure on", received=source)
+        kinds = {name: entry["count"] for name, entry in bad.as_dict()["kinds"].items()}
+        raise InputError(
+            "there is no row to measure on",
+            received=source,
+            fix=f"rows that cannot be used, by kind: {kinds}" if kinds else None,
+        )
     return RowSet(folder)
 
 
@@ -171,13 +207,12 @@ class _InOrder(BadRows):
 def rows_of_file(layout: Layout, path: Path) -> Iterator[Any]:
     """Yield the rows of a file or folder as values by column; a `Broken` in the place of a bad one.
 
-    Lines of a .txt file are texts, those of a .jsonl file are whatever they hold.
+    Lines of a .txt file are texts, those of a .jsonl file are whatever they hold; blank ones are passed over.
     """
-    names = path.name.lower().removesuffix(".gz").removesuffix(".zst")
-    if names.endswith(".txt") or path.suffix == ".jsonl":
-        yield from _lines(path)
-        return
     bad = _InOrder()
+    if path.is_file() and suffix_of(path) in (".txt", ".jsonl"):
+        yield from _lines(path, bad)
+        return
     for raw in read_raw_rows([str(path)], layout, columns=None, max_row_bytes=MAX_ROW_BYTES, bad=bad):
         yield from bad.waiting
         bad.waiting.clear()
@@ -185,23 +220,32 @@ def rows_of_file(layout: Layout, path: Path) -> Iterator[Any]:
     yield from bad.waiting
 
 
-def _lines(path: Path) -> Iterator[Any]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                yield Broken(f"{path.name}:{number}: byte {error.start + 1} of the line is not UTF-8")
-                continue
-            if not text.strip():
-                continue
-            if path.suffix != ".jsonl":
-                yield text
-                continue
-            try:
-                yield json.loads(text)
-            except (ValueError, RecursionError):
-                yield Broken(f"{path.name}:{number}: not JSON")
+def _lines(path: Path, bad: _InOrder) -> Iterator[Any]:
+    reader = FileRows(find_files(str(path))[0], MAX_ROW_BYTES, bad, lambda _: None)
+    try:
+        with reader.open() as stream:
+            for line in reader.lines(stream):
+                row = _row_of_line(reader, line)
+                yield from bad.waiting
+                bad.waiting.clear()
+                yield from row
+    except CorruptStream as error:
+        reader.bad("corrupt_file", str(error), line=reader.line + 1)
+    yield from bad.waiting
+
+
+def _row_of_line(reader: FileRows, line: bytes) -> list[Any]:
+    """Return the row that a line is; none where it is blank or bad."""
+    text = reader.decoded(line)
+    if text is None or not text.strip():
+        return []
+    if reader.file.format != "jsonl":
+        return [text.rstrip("\n")]
+    try:
+        return [json.loads(text)]
+    except (ValueError, RecursionError):
+        reader.bad("broken_json", "not JSON", line)
+        return []
 
 
 class GraphModule(nn.Module):

@@ -81,6 +81,8 @@ class RowTask:
     """The hub's name of what such a model does."""
     evaluation_rows: ClassVar[int] = 256
     """Rows of a batch in evaluation and prediction."""
+    rate: ClassVar[float] = 1.0
+    """What suits the task as a share of the usual learning rate."""
     quick_rows: ClassVar[int] = 2_000
     """Validation rows that are measured while training."""
 
@@ -341,10 +343,10 @@ class RowTask:
         """Return the fingerprint the rows would have now."""
         return row_fingerprint(recipe.data, cls.layout, {"task": cls.name})
 
-    @staticmethod
-    def choose(recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
+    @classmethod
+    def choose(cls, recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
         """Choose batch and learning rate where the recipe leaves them open."""
-        return choices(recipe, prepared, machine, start)
+        return choices(recipe, prepared, machine, start, cls.rate)
 
     @classmethod
     def learner(cls, recipe: Any, prepared: PreparedRows, *, start: Any = None) -> RowLearner:

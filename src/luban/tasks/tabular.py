@@ -18,13 +18,13 @@ from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row
 from luban.data.row_store import RowSet
 from luban.data.statistics import quantile_bins
 from luban.data.table_columns import (
-    SHARE_READ,
     TableColumns,
     as_number,
     category,
     is_missing,
     leaks,
     learn_columns,
+    mean_numbers,
 )
 from luban.errors import DataError
 from luban.metrics.regression import Regression
@@ -134,7 +134,8 @@ class Tabular(Classifier):
         for key in ("ignore", "categories"):
             for name in getattr(data, key):
                 column_of(columns, name, (), f"data.{key}")
-        target = column_of(columns, data.target or columns[-1], (), "data.target")
+        target = data.target or columns[-1]
+        column_of(columns, target, (), "data.target")
         used = [name for name in columns if name != target and name not in data.ignore]
         if not used:
             raise DataError(
@@ -186,7 +187,7 @@ class Tabular(Classifier):
                 "no column tells anything of the target",
                 received=[note["detail"] for note in columns.notes][:10],
                 where="data.train",
-                fix="name columns that are to be used all the same in data.categories",
+                fix="give columns whose values come again and differ; data.categories=[COLUMN] keeps an identifier",
             )
         notes = list(columns.notes)
         state: dict[str, Any] = {"roles": dict(roles), "columns": columns.as_json()}
@@ -212,18 +213,7 @@ class Tabular(Classifier):
     def _takes_numbers(self, targets: Iterator[Any]) -> bool:
         """Whether the target is a number, as the recipe says or its values do."""
         kind = self.settings.data.kind
-        if kind != "auto":
-            return bool(kind == "number")
-        different: set[float] = set()
-        rows = read = 0
-        for rows, target in enumerate(targets, 1):
-            number = as_number(target)
-            read += number is not None
-            if number is not None and len(different) <= _FEW:
-                different.add(number)
-        if read < SHARE_READ * rows:
-            return False
-        return len(different) > _FEW or any(not number.is_integer() for number in different)
+        return mean_numbers(targets, _FEW) if kind == "auto" else bool(kind == "number")
 
     def _leaks(
         self,

@@ -20,6 +20,7 @@ from luban.models.bag import Bag, BagConfig
 from luban.models.modern_encoder import ModernEncoder, ModernEncoderConfig
 from luban.models.recurrent import Recurrent, RecurrentConfig
 from luban.models.text_cnn import TextCnn, TextCnnConfig
+from luban.models.wide import Wide
 from luban.recipe import Positive, Section
 from luban.row_recipe import Objective, RowData, RowRecipe
 from luban.tasks.classification import Classifier
@@ -71,8 +72,11 @@ class TextNetwork(Section):
     """With `cnn`: filters of each width."""
     filters: list[Positive] = Field(default=[3, 4, 5])
     """With `cnn`: how many tokens a filter sees."""
+    evidence: bool = True
+    """Add to the network's answer what single words and pairs tell by themselves: naive Bayes' ratios of counts, their
+    weights learned along (Wang and Manning 2012). Helps most where there is little text."""
     pairs: Annotated[int, Field(ge=0)] = 100_000
-    """With `bag`: rows of the hashed embedding of pairs of words; 0 for none."""
+    """With `evidence` and `bag`: places for pairs of neighbouring words; 0 looks at none."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the embedding and of the result that is zeroed while training."""
 
@@ -97,6 +101,8 @@ class TextClassification(Classifier):
     recipe: ClassVar[type[TextClassificationRecipe]] = TextClassificationRecipe
     layout = "texts"
     ragged: ClassVar[frozenset[str]] = frozenset({"ids"})
+    # Measured on SST-2: benchmarks/LOG.md.
+    rate: ClassVar[float] = 1 / 3
     pipeline = "text-classification"
 
     def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
@@ -115,7 +121,7 @@ class TextClassification(Classifier):
             raise BadValue("not_text", f"a text is wanted; received {str(text)[:80]!r}")
         if not text.strip():
             raise BadValue("empty_row", "the text is empty")
-        others = {n: v for n, v in values.items() if n in self.settings.evaluate.slices}
+        others = {n: str(v) for n, v in values.items() if n in self.settings.evaluate.slices}
         return labelled({**others, "text": text}, self.label_of(values.get(roles.get("label", "label"))))
 
     def parse(self, raw: Any) -> Mapping[str, Any]:
@@ -145,13 +151,34 @@ class TextClassification(Classifier):
         return {"ids": np.array(ids, np.int32), **label}
 
     def build(self) -> nn.Module:
-        """Return the network that the recipe names."""
-        return network(
-            self.settings.model,
-            self.fitted.tokenizers[""].vocab_size,
-            len(self.labels),
-            self.settings.data.length,
+        """Return the network that the recipe names, with the evidence of single words beside it where asked for."""
+        settings, vocab_size = self.settings.model, self.fitted.tokenizers[""].vocab_size
+        built = network(settings, vocab_size, len(self.labels), self.settings.data.length)
+        if not settings.evidence:
+            return built
+        return Wide(
+            built,
+            vocab_size=vocab_size,
+            outputs=len(self.labels),
+            pairs=settings.pairs,
+            share=settings.dropout,
         )
+
+    def ready(self, model: nn.Module, rows: RowSet) -> None:
+        """Give the evidence of words the training rows to be counted in."""
+        if not isinstance(model, Wide):
+            return
+
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for at in range(0, len(rows), self.evaluation_rows):
+                numbers = np.arange(at, min(at + self.evaluation_rows, len(rows)), dtype=np.int64)
+                tensors = self.collate(*rows.gather(numbers))
+                targets = tensors["label"]
+                if not self.multilabel:
+                    targets = nn.functional.one_hot(targets, len(self.labels))
+                yield tensors["ids"].long(), tensors["ids_mask"], targets.float()
+
+        model.learn(batches())
 
     def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
         """Return logits (rows, classes)."""

@@ -21,6 +21,7 @@ from luban.tasks.text_evaluation import LanguageModule
 from luban.tasks.text_generation import generate_text, stream_text
 
 USAGE = Usage(
+    unit="tokens",
     pipeline="text-generation",
     library="transformers",
     code="""from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -91,6 +91,7 @@ def _again(run: Run, recipe: Recipe, kind: type[Task], data: Data, start: Any, s
     plan = run.read_plan()
     recipe = _as_chosen(recipe, plan)
     task = _build(kind, recipe, data, start)
+    show.unit = task.usage().unit
     machine = dataclasses.replace(measure_machine(task, plan["dtype"]), why="as when the run began")
     show.line(machine.first_line())
     write_json(run.machine, machine.as_json(), run.fs)
@@ -117,6 +118,7 @@ def _decided(
     recipe, chosen = settle(recipe, kind, data, start)
     task = _build(kind, recipe, data, start)
     machine = measure_machine(task, recipe.train.dtype)
+    show.unit = task.usage().unit
     stop.check()
     show.line(machine.first_line())
     write_json(run.machine, machine.as_json(), run.fs)

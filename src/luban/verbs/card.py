@@ -27,7 +27,7 @@ tags: [luban, {recipe.task}]
 
 # A {recipe.task.replace("-", " ")} trained with luban {__version__}
 
-Trained for {result["steps"]:,} steps on {short(result["tokens"])} tokens in {duration(result["seconds"])}.
+Trained for {result["steps"]:,} steps on {short(result["tokens"])} {usage.unit} in {duration(result["seconds"])}.
 
 | measured on held-out data | value | 95 % interval |
 |---|---:|---:|

@@ -167,7 +167,7 @@ def tell_expected(show: Show, predicted: Mapping[str, Any]) -> None:
     """Say what the run is expected to come to, in one line."""
     parts = [
         f"{predicted['steps']:,} steps",
-        f"{short(predicted['tokens'])} tokens",
+        f"{short(predicted['tokens'])} {show.unit}",
         duration(predicted["seconds"]),
         f"{short(predicted['peak_bytes'])}B memory",
         f"{short(predicted['disk_bytes'])}B disk",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from luban.console import Show
 from luban.durable import new_folder, read_json, write_json
-from luban.errors import InputError
+from luban.errors import InputError, LubanError
 from luban.evaluation.report import write_report
 from luban.machine import peak_rss_bytes
 from luban.recipe import Recipe
@@ -46,14 +47,28 @@ def train_folds(run: Run, recipe: Recipe, part: Part, show: Show) -> dict[str, A
     count = folds_of(recipe)
     assert count is not None, "the recipe asks for folds"
     if not run.result.is_file():
-        results = []
-        for fold in range(count):
-            one = fold_folder(run, fold)
-            show.line(f"fold {fold + 1} of {count}")
-            results.append(part(one, with_values(recipe, {"data.fold": fold}), one.exists))
-        _finish(run, results)
+        if fold_folder(run, 0).exists:
+            run.event("resumed", "goes on with its folds")
+        with _noted(run):
+            results = []
+            for fold in range(count):
+                one = fold_folder(run, fold)
+                show.line(f"fold {fold + 1} of {count}")
+                results.append(part(one, with_values(recipe, {"data.fold": fold}), one.exists))
+            _finish(run, results)
     found: dict[str, Any] = read_json(run.result)
     return found
+
+
+@contextlib.contextmanager
+def _noted(run: Run) -> Iterator[None]:
+    """Note in the events of the whole run how a sitting ended that did not finish it."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(LubanError, OSError):  # a full disk must not hide why
+            run.ended(error)
+        raise
 
 
 def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from luban import tasks
 from luban.durable import member, read_json
 from luban.errors import CheckpointError, InputError
-from luban.model_folder import LUBAN
+from luban.model_folder import GRAPH, LUBAN
 from luban.run import run_of
 
 
@@ -56,4 +56,11 @@ def load(folder: str | Path) -> Any:
         InputError: when the folder is no model, has no tokenizer, or asks for what luban does not have.
     """
     path = model_folder_of(Path(folder))
-    return tasks.find(task_of(path)).load(path)
+    name = task_of(path)
+    if name == "language-model" and member(path, GRAPH).is_file() and not any(path.glob("*.safetensors*")):
+        raise InputError(
+            "this is the graph of a language model, which luban writes for other tools and does not answer from",
+            received=str(path),
+            fix="give the run or the model folder that it was exported from, for example RUN/model",
+        )
+    return tasks.find(name).load(path)

