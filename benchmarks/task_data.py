@@ -26,14 +26,46 @@ PROJECT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("LUBAN_DATA", PROJECT.parent / "shared" / "data"))
 CACHE = Path(os.environ.get("LUBAN_CACHE", "~/.cache/luban")).expanduser() / "tasks"
 
-ADULT = (
-    "age workclass fnlwgt education education-num marital-status occupation relationship race sex capital-gain "
-    "capital-loss hours-per-week native-country income"
-).split()
-GERMAN = (
-    "checking duration history purpose amount savings employment rate status debtors residence property age plans "
-    "housing credits job liable telephone foreign risk"
-).split()
+ADULT = [
+    "age",
+    "workclass",
+    "fnlwgt",
+    "education",
+    "education-num",
+    "marital-status",
+    "occupation",
+    "relationship",
+    "race",
+    "sex",
+    "capital-gain",
+    "capital-loss",
+    "hours-per-week",
+    "native-country",
+    "income",
+]
+GERMAN = [
+    "checking",
+    "duration",
+    "history",
+    "purpose",
+    "amount",
+    "savings",
+    "employment",
+    "rate",
+    "status",
+    "debtors",
+    "residence",
+    "property",
+    "age",
+    "plans",
+    "housing",
+    "credits",
+    "job",
+    "liable",
+    "telephone",
+    "foreign",
+    "risk",
+]
 CREDIT_TEST_SHARE = 0.2
 IDX = (
     "train-images-idx3-ubyte",

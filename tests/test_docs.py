@@ -15,16 +15,15 @@ import pytest
 import yaml
 
 import luban as package
-from luban import errors
+from luban import errors, tasks
 from luban.cli import luban
-from luban.recipe import LanguageModelRecipe, Recipe
 from luban.recipe_reader import read_recipe
 
 ROOT = Path(__file__).parents[1]
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
-PAGES = sorted([*READMES, *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*READMES, *(ROOT / "docs").rglob("*.md")])
 PLACEHOLDERS = {"RECIPE": "text", "R": "text"}
-OWN_SOURCE = "data.source=notes.txt"
+OWN_SOURCE, OWN_ROWS = "data.source=notes.txt", "data.train=rows.csv"
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(luban [^`\n]+)`")
@@ -73,17 +72,15 @@ def complaint(arguments: list[str]) -> str | None:
         if given.get("recipe") is not None:
             name = PLACEHOLDERS.get(given["recipe"], given["recipe"])
             base = "text" if Path(name).suffix == ".yaml" else name
-            read_recipe(base, [OWN_SOURCE, *given["overrides"]], schema_of)
+            own = (
+                OWN_ROWS if base in tasks.names() else OWN_SOURCE
+            )  # shipped recipes on rows bear their task's name
+            read_recipe(base, [own, *given["overrides"]], tasks.schema_of)
     except click.ClickException as error:
         return error.format_message()
     except errors.LubanError as error:
         return str(error)
     return None
-
-
-def schema_of(task: str) -> type[Recipe]:
-    assert task == "language-model"
-    return LanguageModelRecipe
 
 
 def anchors(page: Path) -> set[str]:
@@ -105,6 +102,13 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert written == make_docs().page(), "docs/recipes.md is out of date: run `make docs`"
 
 
+def test_the_keys_of_each_task_are_what_the_code_says() -> None:
+    pages = make_docs().task_pages()
+    assert {page.stem for page in pages} == {*tasks.names()} - {"language-model"}
+    for page, text in pages.items():
+        assert page.read_text("utf-8") == text, f"{page.name} is out of date: run `make docs`"
+
+
 def test_the_counts_are_those_of_the_last_sweeps() -> None:
     written = (ROOT / "docs" / "reliability.md").read_text("utf-8")
     assert "| times |" in written
@@ -120,6 +124,9 @@ def test_every_key_is_described() -> None:
 
     module = make_docs()
     sections = [module._follow(schema, path) for _, schema, path in module.SECTIONS]
+    for name in tasks.names():
+        recipe = tasks.find(name).recipe
+        sections += [module._follow(recipe, p) for p in module.TASK_SECTIONS if module._has(recipe, p)]
     assert [name for section in sections for name in described(section)] == []
 
 
@@ -140,7 +147,7 @@ def test_a_wrong_command_would_be_noticed(wrong: str) -> None:
 def test_recipes_are_read(page: Path) -> None:
     for block in blocks(page, "yaml"):
         written = yaml.safe_load(block)
-        assert read_recipe(written, (), schema_of).task == written["task"]
+        assert read_recipe(written, (), tasks.schema_of).task == written["task"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -26,7 +26,8 @@ class TaskFolder:
     """What a task's model folder holds.
 
     Attributes:
-        config: config.json. weights: by the names of the file; none where the folder holds a graph. tokenizers: by name, "" for the one at the top.
+        config: config.json. weights: by the names of the file; none where the folder holds a graph.
+        tokenizers: by name, "" for the one at the top.
         task_state: what the task keeps: `task` (its name) and JSON values.
     """
 

@@ -27,9 +27,10 @@ from luban.console import Show
 from luban.data.pictures import decode, encode_png
 from luban.data.row_sets import PreparedRows
 from luban.durable import DISK, sha256
-from luban.errors import DataError, InputError, Stopped
+from luban.errors import DataError, InputError, RecipeError, Stopped
 from luban.models.airbench import Airbench
 from luban.models.augment import symmetric_beta, uniforms
+from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
 from luban.tasks import image_classification
@@ -392,6 +393,13 @@ def test_pictures_of_one_size_are_kept_and_others_brought_to_one(
     data = whole(tmp_path, as_folder(tmp_path / "pictures", pictures), size=asked)
     assert data.fitted.state["size"] == found
     assert list(data.train.column("image").shape[1:]) == [*found, 1]
+
+
+@pytest.mark.parametrize("size", [[8], [8, 8, 3], 0, [8, 0]])
+def test_a_size_is_one_number_or_height_and_width(size: Any) -> None:
+    written = {"task": "image-classification", "data": {"train": "-", "size": size}, "train": STEPS}
+    with pytest.raises(RecipeError, match=r"data\.size"):
+        read_recipe(written, (), lambda _: ImageClassification.recipe)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])

@@ -357,6 +357,17 @@ def test_answers_of_classes_are_the_mean_of_the_members_probabilities(tmp_path: 
     np.testing.assert_allclose(np.exp(np.stack(said)), expected.mean(1).numpy(), rtol=1e-12)
 
 
+def test_answers_stay_finite_where_a_probability_is_too_small_for_a_number(tmp_path: Path) -> None:
+    """A cell far from all others makes a linear model surer than a probability can say."""
+    test_rows = [{**row, "size": 1e9 * row["size"]} for row in flats(8, seed=1)]
+    found = learner(tmp_path, flats(40), test_rows, model={**SMALL, "network": "linear"})
+    for parameter in found.model.parameters():
+        torch.nn.init.normal_(parameter)
+    answers = np.stack(found.answers(found.data.held_out, np.arange(8, dtype=np.int64)))
+    assert np.isfinite(answers).all() and answers.min() < -1e4
+    assert found.task.probabilities(list(answers)).sum(1) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("network", ["tabm", "mlp", "linear"])
 def test_every_network_takes_a_step_that_lowers_its_loss(tmp_path: Path, network: str) -> None:
     found = learner(tmp_path, flats(40), flats(8, seed=1), model={**SMALL, "network": network})
@@ -480,9 +491,8 @@ def test_a_split_of_one_class_has_no_area_and_the_run_goes_on(tmp_path: Path) ->
 
 def test_the_temperature_is_that_of_validation_rows(tmp_path: Path) -> None:
     """Learned on validation rows, kept with the model, and used in its answers; not used where validation judges."""
-    rows = flats(160)
     settings = {**STEPS, "steps": 60, "batch": 32}
-    outcome = run(tmp_path, rows, flats(30, seed=1), train=settings)
+    outcome = run(tmp_path, flats(160), flats(30, seed=1), {"validation_fraction": 0.4}, train=settings)
     data = PreparedRows(outcome.folder / "data")
     model = load(outcome.folder)
 
@@ -496,6 +506,7 @@ def test_the_temperature_is_that_of_validation_rows(tmp_path: Path) -> None:
     assert found == pytest.approx(
         temperature(logits(data.validation), data.validation.column("label")), rel=1e-6
     )
+    assert abs(found - 1.0) > 0.05, "a temperature that changes answers"
     asked = flats(3, seed=1)
     assert data.test is not None
     scaled = logits(data.test)[:3] / found

@@ -1,9 +1,11 @@
 """Text classification from files to answers: what it reads, what it learns from, what it says of bad rows."""
 
+import gzip
 import io
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -266,8 +268,6 @@ def test_a_text_on_each_line_of_a_file_or_of_standard_input(run: Path, tmp_path:
 
 
 def test_a_packed_file_of_texts_is_read_as_one(run: Path, tmp_path: Path) -> None:
-    import gzip
-
     for name, content in (("a.txt", b"lovely film\n"), ("a.jsonl", b'{"text": "lovely film"}\n')):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
         assert [answer["label"] for answer in predict(run, source=tmp_path / f"{name}.gz")] == ["good"]
@@ -315,8 +315,6 @@ def test_the_figures_of_the_run_are_found_again(run: Path) -> None:
 
 
 def test_a_model_folder_that_is_torn_is_named(run: Path, tmp_path: Path) -> None:
-    import shutil
-
     for change in (
         {"fitted": {}},
         {"fitted": {"labels": ["a", "b", "c"], "label_counts": [1, 1, 1], "roles": {}}},

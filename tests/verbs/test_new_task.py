@@ -1,4 +1,4 @@
-"""A new task is one file: written by a verb, found by its entry point, trained, measured, asked and exported by name."""
+"""A new task is one file: written by a verb, found by its entry point, trained, asked and exported by name."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Single words and pairs of words as evidence by themselves, beside whatever a network makes of the whole text.
+"""Single words and pairs of words as evidence by themselves, beside what a network makes of the whole text.
 
-Each word (and each pair of neighbours) has for each class a log-count ratio of naive Bayes: how much more often it comes
-in texts of that class than in others. A linear model on these ratios is hard to beat on little text (Wang and Manning,
-"Baselines and bigrams", ACL 2012); here it is added to a network's logits and trained with it.
+Each word (and each pair of neighbours) has for each class a log-count ratio of naive Bayes: how much more often it
+comes in texts of that class than in others. A linear model on these ratios is hard to beat on little text (Wang and
+Manning, "Baselines and bigrams", ACL 2012); here it is added to a network's logits and trained with it.
 """
 
 from __future__ import annotations

@@ -115,6 +115,9 @@ class Model(Protocol):
     state: Mapping[str, Any]
     """What the task keeps in the model folder besides weights and tokenizers."""
 
+    def read(self, path: Path) -> Iterator[Any]:
+        """Yield the rows of a file or folder to be answered; a `Broken` in the place of one that is none."""
+
     def predict(self, rows: Sequence[Any], **settings: Any) -> list[dict[str, Any]]:
         """Answer rows, in order; `{"row", "error"}` stands for one that is none."""
 
@@ -256,10 +259,6 @@ class Task(Protocol):
     @staticmethod
     def graph(model: Any) -> Graph:
         """Return a loaded model as a graph."""
-
-    @classmethod
-    def read(cls, path: Path) -> Iterator[Any]:
-        """Yield the rows of a file or folder to be answered; a `Broken` in the place of one that is none."""
 
 
 @dataclass(frozen=True)

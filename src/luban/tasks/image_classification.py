@@ -71,7 +71,7 @@ class PictureRows(RowData):
     """With a table: the column of the path, or of the bytes."""
     label: str | None = None
     """With a table: the column of the label."""
-    size: Positive | list[Positive] | None = None
+    size: Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
     """Pixels of each side, or [height, width]; null takes pictures of one size as they are, others at 64."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour; null takes what the pictures have."""
@@ -153,8 +153,7 @@ class ImageClassification(Classifier):
         row = {**others, "image": image, "path": str(values.get("path", ""))}
         return labelled(row, self.label_of(values.get(roles.get("label", "label"))))
 
-    @classmethod
-    def read(cls, path: Path) -> Iterator[Any]:
+    def read(self, path: Path) -> Iterator[Any]:
         """Yield the pictures of a folder or table; paths on the lines of a file count from its folder."""
         for row in super().read(path):
             cells = {"image": row} if isinstance(row, str) else row

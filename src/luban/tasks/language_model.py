@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from luban.tasks.text_evaluation import (
     openings,
 )
 from luban.tasks.text_generation import generate_text
-from luban.tasks.text_model import USAGE, TextModel, load_text_model, prompts_of, text_graph
+from luban.tasks.text_model import USAGE, TextModel, load_text_model, text_graph
 
 MICRO_BATCH_TOKENS = 16_384
 QUICK_TOKENS = 16_384
@@ -170,11 +170,6 @@ class LanguageModel:
     def graph(model: TextModel) -> Graph:
         """Return the model as a graph: token ids in, logits out."""
         return text_graph(model)
-
-    @staticmethod
-    def read(path: Path) -> Iterator[Any]:
-        """Yield the prompts of a file: .jsonl with `prompt` or `text`, else one per line."""
-        return prompts_of(path)
 
     def __init__(
         self, recipe: LanguageModelRecipe, prepared: Prepared, *, start: LoadedModel | None = None

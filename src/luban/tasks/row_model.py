@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from luban.tasks.rows import RowTask
 
 MAX_ROW_BYTES = 100_000_000
+# Files that are read column by column where rows are to be answered: these layouts ask for what is asked of the model.
+_TABLES: dict[Layout, tuple[str, ...]] = {
+    "pairs": (".csv", ".tsv", ".parquet", ".arrow"),
+    "tagged": (".parquet", ".arrow"),
+}
 
 
 class RowModel:
@@ -45,6 +50,10 @@ class RowModel:
 
     def __init__(self, kind: RowTask, module: nn.Module, state: Mapping[str, Any]) -> None:
         self.kind, self.module, self.state, self.task = kind, module, state, kind.name
+
+    def read(self, path: Path) -> Iterator[Any]:
+        """Yield the rows of a file or folder to be answered; a `Broken` in the place of one that is none."""
+        return self.kind.read(path)
 
     def predict(self, rows: Sequence[Any], **settings: Any) -> list[dict[str, Any]]:
         """Answer rows, in order.
@@ -204,16 +213,20 @@ class _InOrder(BadRows):
         self.waiting.append(Broken(f"{place.file}:{place.line}: {detail}"))
 
 
-def rows_of_file(layout: Layout, path: Path) -> Iterator[Any]:
+def rows_of_file(layout: Layout, path: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
     """Yield the rows of a file or folder as values by column; a `Broken` in the place of a bad one.
 
     Lines of a .txt file are texts, those of a .jsonl file are whatever they hold; blank ones are passed over.
+
+    Arguments:
+        columns: those that the recipe names, in the layout's order.
     """
     bad = _InOrder()
     if path.is_file() and suffix_of(path) in (".txt", ".jsonl"):
         yield from _lines(path, bad)
         return
-    for raw in read_raw_rows([str(path)], layout, columns=None, max_row_bytes=MAX_ROW_BYTES, bad=bad):
+    layout = "table" if suffix_of(path) in _TABLES.get(layout, ()) else layout
+    for raw in read_raw_rows([str(path)], layout, columns=columns, max_row_bytes=MAX_ROW_BYTES, bad=bad):
         yield from bad.waiting
         bad.waiting.clear()
         yield raw.values

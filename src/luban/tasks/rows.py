@@ -141,10 +141,9 @@ class RowTask:
         """Return what is kept of a row to show it later."""
         return {name: value for name, value in row.items() if not isinstance(value, bytes | np.ndarray)}
 
-    @classmethod
-    def read(cls, path: Path) -> Iterator[Any]:
+    def read(self, path: Path) -> Iterator[Any]:
         """Yield the raw rows of a file or folder to be answered; a `Broken` in the place of one that is none."""
-        return rows_of_file(cls.layout, path)
+        return rows_of_file(self.layout, path, self.asked_columns())
 
     def parse(self, raw: Any) -> Mapping[str, Any]:
         """Return one raw row to be answered as values by column: an object as it is; a text where that is enough."""

@@ -161,15 +161,22 @@ class SequenceLabelling(RowTask):
                 fix="is the column of the tag right? set data.columns",
             )
         frequent = sorted(w for w, count in words.items() if count >= self.settings.data.min_count)
-        # A spans' scheme may allow tags that did not come by: they are no answer then.
+        ordered = sorted(tags, key=lambda tag: (tag != "O", tag))
+        scheme = scheme_of(tags)
+        between, first, last = forbidden(ordered, scheme)
+        broken = _permit_what_stands(rows, ordered, between, first, last)
         state = {
             "roles": dict(roles),
             "words": frequent,
             "letters": sorted(letters),
-            "tags": sorted(tags, key=lambda tag: (tag != "O", tag)),
-            "scheme": scheme_of(tags),
+            "tags": ordered,
+            "scheme": scheme,
+            "forbidden": [matrix.astype(int).tolist() for matrix in (between, first, last)],
         }
-        return Fitted(state)
+        detail = (
+            f"{broken:,} training sentences have tags that break {scheme}; answers may have what stands there"
+        )
+        return Fitted(state, notes=[{"kind": "scheme", "detail": detail}] if broken else [])
 
     def encode(self, row: Row) -> dict[str, Array]:
         """Return each token's word, its characters, and its tag where there is one."""
@@ -222,8 +229,7 @@ class SequenceLabelling(RowTask):
             max_length=-(-self.settings.data.length // 8) * 8,
             dropout=settings.dropout,
         )
-        rules = [torch.from_numpy(rule) for rule in forbidden(state["tags"], state["scheme"])]
-        return Tagger(config, *rules)
+        return Tagger(config, *(torch.tensor(rule, dtype=torch.bool) for rule in state["forbidden"]))
 
     def count(self, tensors: Tensors) -> int:
         """Return the number of tokens."""
@@ -380,3 +386,25 @@ class SequenceLabelling(RowTask):
             "data": {"characters": 8},
             "model": {"width": 16, "characters": 8, "dropout": 0.0},
         }
+
+
+def _permit_what_stands(
+    rows: Callable[[], Iterator[Row]], tags: Sequence[str], between: Array, first: Array, last: Array
+) -> int:
+    """Allow what is forbidden wherever a training sentence has it, in place; return how many sentences do.
+
+    A field that forbids what it is to learn would spend its whole gradient on these sentences.
+    """
+    index = {tag: number for number, tag in enumerate(tags)}
+    seen, broken = np.zeros_like(between), 0
+    begun, ended = np.zeros_like(first), np.zeros_like(last)
+    for row in rows():
+        numbers = [index[tag] for tag in row["tags"]]
+        before, after = numbers[:-1], numbers[1:]
+        broken += bool(first[numbers[0]] or last[numbers[-1]] or between[before, after].any())
+        seen[before, after] = True
+        begun[numbers[0]] = ended[numbers[-1]] = True
+    between &= ~seen
+    first &= ~begun
+    last &= ~ended
+    return broken

@@ -307,7 +307,9 @@ class Tabular(Classifier):
         if self.is_number:
             state = self.fitted.state
             return list((outputs.mean((1, 2)) * state["target_spread"] + state["target_mean"]).cpu().numpy())
-        return list(outputs.softmax(-1).mean(1).log().cpu().numpy())
+        # Summed as logarithms, which stay finite where a probability is too small for a number.
+        members = outputs.log_softmax(-1)  # (rows, members, classes)
+        return list((members.logsumexp(1) - math.log(members.shape[1])).cpu().numpy())
 
     def calibrate(self, answers: Sequence[Any], rows: RowSet) -> Self:
         """Scale probabilities; a number is left as it is."""

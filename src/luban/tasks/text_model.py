@@ -48,6 +48,10 @@ class TextModel:
     def __init__(self, module: LanguageModule, tokenizer: Tokenizer, state: Mapping[str, Any]) -> None:
         self.module, self.tokenizer, self.state = module, tokenizer, state
 
+    def read(self, path: Path) -> Iterator[Any]:
+        """Yield the prompts of a file; a `Broken` in the place of a line that is none."""
+        return prompts_of(path)
+
     def generate(self, prompt: str | Sequence[str], **settings: Any) -> Any:
         """Continue one prompt (returns a string) or several (returns a list).
 

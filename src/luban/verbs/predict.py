@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from luban import tasks
 from luban.errors import InputError
 from luban.tasks.base import Broken
 from luban.verbs.load import load
@@ -37,7 +36,7 @@ def predict(
         `{"row", ...}` with what the task says of the row, or `{"row", "error"}` for a row that is none.
     """
     model = load(folder)
-    coming = _chained(rows, source, model.task)
+    coming = _chained(rows, source, model)
     size, at = ROWS_AT_ONCE.get(model.task, 256), 0
     while pending := list(islice(coming, size)):
         answers = model.predict(pending, **settings)
@@ -49,18 +48,18 @@ def predict(
         at += len(pending)
 
 
-def _chained(rows: Sequence[Any], source: str | Path | IO[str] | None, task: str) -> Iterator[Any]:
+def _chained(rows: Sequence[Any], source: str | Path | IO[str] | None, model: Any) -> Iterator[Any]:
     yield from rows
     if source is None:
         return
     if not isinstance(source, str | Path):
         lines = (line.rstrip("\n") for line in source if line.strip())
-        yield from lines if task == "language-model" else map(row_of_line, lines)
+        yield from lines if model.task == "language-model" else map(row_of_line, lines)
         return
     path = Path(source)
     if not path.exists():
         raise InputError("no such file of rows", received=str(path))
-    yield from tasks.find(task).read(path)
+    yield from model.read(path)
 
 
 def row_of_line(line: str) -> Any:

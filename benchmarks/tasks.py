@@ -1,0 +1,288 @@
+"""What luban reaches on public data of every task, beside a peer on the same rows in the same run.
+
+    python benchmarks/tasks.py [--only NAME ...] [--seeds N] [--minutes M] [--no-peers] [--list]
+
+Each row is a shipped recipe with overrides, as a person would type them; the command is printed and kept. For each
+seed luban trains for its minutes on two threads, then the peer, on the rows that luban prepared. The figure is that
+of the official test split, read once at the end of each run; rt-polarity and german-credit have none and are measured
+over ten folds. Settings were chosen on validation rows only (LOG.md). What was measured earlier of rows not asked for
+stays in results/tasks.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import task_data
+from task_peers import PEERS
+
+from luban.errors import InputError
+from luban.machine import matrix_rate, set_threads
+
+RESULTS = Path(__file__).parent / "results" / "tasks.json"
+PEER_FILE = Path(__file__).parent / "task_peers.py"
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        recipe: a shipped one. overrides: what a person would add, besides where the data lies, minutes and seed.
+        figure: the one that the table gives. beside: others that stand beside it.
+        minutes: budget of a run; of a run over folds, of each fold. 0: the overrides say how long.
+        seeds: runs, where nobody asks for another number.
+        at_least, aim: of the figure; None where none is asked for.
+        peers: by their names in task_peers.
+        note: what a reader must know of the row.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    figure: str
+    minutes: float
+    seeds: int = 5
+    at_least: float | None = None
+    aim: float | None = None
+    peers: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    note: str = ""
+    data: str | None = field(default=None)
+    """The data set, where it is not named as the row."""
+
+
+TEXT, PICTURES, TABLE, TAGS, PAIRS = (
+    "text-classification",
+    "image-classification",
+    "tabular",
+    "sequence-labelling",
+    "translation",
+)
+
+ROWS: dict[str, Row] = {
+    "sst2": Row(TEXT, (), "accuracy", 0.5, at_least=0.84, peers=("tfidf",)),
+    "trec6": Row(TEXT, (), "accuracy", 0.5, at_least=0.92, peers=("tfidf",)),
+    "rt-polarity": Row(
+        TEXT, ("data.folds=10",), "accuracy", 0.3, 1, 0.77, peers=("tfidf",), note="mean and sd over 10 folds"
+    ),
+    "chnsenticorp": Row(TEXT, (), "accuracy", 2.0, 3, 0.90, 0.92, ("tfidf",)),
+    "adult": Row(TABLE, (), "roc_auc", 2.0, 3, 0.920, 0.928, ("boosting", "logistic"), ("accuracy",)),
+    "german-credit": Row(
+        TABLE,
+        ("data.folds=10",),
+        "roc_auc",
+        0.2,
+        1,
+        peers=("logistic", "boosting"),
+        note="mean and sd over 10 folds; asked for: level with logistic regression",
+    ),
+    "credit-default": Row(
+        TABLE,
+        (),
+        "roc_auc",
+        1.0,
+        3,
+        peers=("boosting", "logistic"),
+        note="a fifth held out by a hash of the row's number; asked for: level with gradient boosting",
+    ),
+    "resume-ner": Row(TAGS, (), "entity_f1", 3.0, 3, 0.94, beside=("token_accuracy",)),
+    "wnut17": Row(TAGS, (), "entity_f1", 2.0, 3, 0.30, beside=("token_accuracy",)),
+    "mnist": Row(PICTURES, (), "accuracy", 3.0, 2, 0.993, 0.996, ("convnet",)),
+    "fashion-mnist": Row(PICTURES, (), "accuracy", 6.0, 1, 0.925, 0.94, ("convnet",)),
+    "multi30k": Row(PAIRS, (), "bleu", 20.0, 1, 36.5, 40.0, ("translator",), ("chrf",)),
+    "tatoeba-zh-en": Row(PAIRS, (), "bleu", 10.0, 1, peers=("translator",), beside=("chrf",)),
+    "cifar10": Row(
+        PICTURES,
+        ("model.network=airbench", "train.minutes=null", "train.steps=20", "train.batch=512"),
+        "accuracy",
+        0.0,
+        1,
+        note="cost only: FLOPs of a picture and pictures per second, no training to the end",
+    ),
+}
+
+
+def command_of(name: str, minutes: float, seed: int) -> list[str]:
+    """Return what a person would type, but for the folder of the run."""
+    row = ROWS[name]
+    folder = task_data.folder_of(row.data or name)
+    splits = {split: task_data.part(folder, split) for split in ("train", "validation", "test")}
+    given = [f"data.{split}={path}" for split, path in splits.items() if path is not None]
+    budget = [f"train.minutes={minutes:g}"] if minutes else []
+    return ["luban", "train", row.recipe, *given, *row.overrides, *budget, f"train.seed={seed}"]
+
+
+def ran(command: Sequence[str], **settings: str) -> dict[str, Any]:
+    """Run a command on two threads and return the JSON of its last line."""
+    threads = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads, **settings})
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}{done.stdout[-500:]}")
+    return dict(json.loads(lines[-1]))
+
+
+def trained(name: str, minutes: float, seed: int, folder: Path) -> dict[str, Any]:
+    """Train luban once and return what the table needs of it."""
+    row, (_, *arguments) = ROWS[name], command_of(name, minutes, seed)
+    started = time.perf_counter()
+    result = ran([sys.executable, "-m", "luban", *arguments, "--out", str(folder), "--json"])
+    wall = time.perf_counter() - started
+    training = result["measured"]["training_seconds"] if "measured" in result else result["seconds"]
+    figures = {figure: result["metrics"][figure] for figure in (row.figure, *row.beside)}
+    found = {
+        "seed": seed,
+        "figures": figures,
+        "seconds": round(training, 1),
+        "wall_seconds": round(wall, 1),
+        "rows_per_second": round(result["tokens"] / training, 1),
+        "steps": result["steps"],
+        "flops": result["flops"],
+        "flops_per_row": round(result["flops"] / result["tokens"]),
+    }
+    if "spread" in result:
+        found["spread"] = {figure: result["spread"][figure] for figure in figures}
+    return found
+
+
+def peer_of(peer: str, run: Path, minutes: float, seed: int) -> dict[str, Any]:
+    """Train a peer on the rows of a run."""
+    arguments = [peer, str(run), "--minutes", str(minutes), "--seed", str(seed)]
+    found = ran([sys.executable, str(PEER_FILE), *arguments], KERAS_BACKEND="torch")
+    rate = found["rows"] / found["seconds"]
+    return {**found, "seconds": round(found["seconds"], 1), "rows_per_second": round(rate, 1), "seed": seed}
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a row: luban and its peers in turn, seed by seed."""
+    row = ROWS[name]
+    minutes = options.minutes if options.minutes and row.minutes else row.minutes
+    folder = task_data.folder_of(row.data or name)
+    command = shlex.join(command_of(name, minutes, 0))
+    print(f"\n{name}\n  {command}", flush=True)
+    runs: list[dict[str, Any]] = []
+    peers: dict[str, list[dict[str, Any]]] = {} if options.no_peers else {peer: [] for peer in row.peers}
+    for seed in range(options.seeds or row.seeds):
+        with tempfile.TemporaryDirectory() as scratch:
+            run = Path(scratch) / "run"
+            runs.append(trained(name, minutes, seed, run))
+            print(f"  luban, seed {seed}: {told(runs[-1], row.figure)}", flush=True)
+            for peer, found in peers.items():
+                found.append(peer_of(peer, run, minutes, seed))
+                print(f"  {peer}, seed {seed}: {told(found[-1], row.figure)}", flush=True)
+            shutil.rmtree(run)
+    return {
+        "task": row.recipe,
+        "command": command,
+        "split_sha256": task_data.split_hash(folder),
+        "minutes": minutes,
+        "figure": row.figure,
+        "at_least": row.at_least,
+        "aim": row.aim,
+        "note": row.note,
+        "luban": {**summary(runs, row.figure), "runs": runs},
+        "peers": {
+            peer: {**summary(found, row.figure), "what": PEERS[peer].__doc__, "runs": found}
+            for peer, found in peers.items()
+        },
+        "measured": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+    }
+
+
+def told(run: dict[str, Any], figure: str) -> str:
+    """Return a run in a few words."""
+    note = f", {run['note']}" if "note" in run else ""
+    return f"{figure} {run['figures'][figure]:.4f} in {run['seconds']:g} s, {run['rows_per_second']:g} rows/s{note}"
+
+
+def summary(runs: Sequence[dict[str, Any]], figure: str) -> dict[str, Any]:
+    """Return mean and standard deviation over seeds (over folds, of a single run over folds)."""
+    values = [run["figures"][figure] for run in runs]
+    spread = runs[0].get("spread", {}).get(figure) if len(runs) == 1 else statistics.stdev(values)
+    return {
+        "mean": statistics.fmean(values),
+        "sd": spread,
+        "seeds": len(runs),
+        "seconds": statistics.fmean(run["seconds"] for run in runs),
+        "rows_per_second": statistics.fmean(run["rows_per_second"] for run in runs),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": THREADS,
+        "gflops_per_second": round(matrix_rate() / 1e9, 1),
+        "load": round(os.getloadavg()[0], 2),
+        "platform": platform.platform(),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return all that was measured as a table."""
+    lines = [
+        "| data | figure | luban | at least | rows/s | peer | rows/s |",
+        "|---|---|---:|---:|---:|---|---:|",
+    ]
+    for name, found in results.items():
+        own, asked = found["luban"], found["at_least"]
+        peers = [f"{peer} {_mean(one)}" for peer, one in found["peers"].items()]
+        rates = [f"{one['rows_per_second']:,.0f}" for one in found["peers"].values()]
+        cells = [name, found["figure"], _mean(own), "" if asked is None else f"{asked:g}"]
+        cells += [f"{own['rows_per_second']:,.0f}", "; ".join(peers), "; ".join(rates)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(found: dict[str, Any]) -> str:
+    digits = 2 if found["mean"] > 1.0 else 4
+    spread = "" if found["sd"] is None else f" ± {found['sd']:.{digits}f}"
+    return f"{found['mean']:.{digits}f}{spread}"
+
+
+def main() -> None:
+    """Measure the rows asked for and put them into results/tasks.json."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=sorted(ROWS), metavar="NAME", default=list(ROWS))
+    parser.add_argument("--seeds", type=int, help="runs of each row; default: as many as its minutes allow")
+    parser.add_argument("--minutes", type=float, help="budget of every run; default: the row's own")
+    parser.add_argument("--no-peers", action="store_true", help="luban alone")
+    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    set_threads()
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    for name in options.only:
+        try:
+            if options.list:
+                print(f"{name}: {shlex.join(command_of(name, options.minutes or ROWS[name].minutes, 0))}")
+                continue
+            results[name] = measure(name, options)
+        except InputError as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        ordered = {row: results[row] for row in ROWS if row in results}
+        options.out.write_text(json.dumps(ordered, indent=2) + "\n")
+    if not options.list:
+        print("\n" + table({row: results[row] for row in ROWS if row in results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Sequence labelling from files to answers: a tag for every token, alone or in a batch, bad sentences by name."""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from seqeval.metrics import f1_score
+
+from luban.data.row_sets import BadValue, PreparedRows
+from luban.errors import DataError
+from luban.tasks.sequence_labelling import UNKNOWN, SequenceLabelling
+from luban.verbs.evaluate import evaluate
+from luban.verbs.export import export
+from luban.verbs.load import load
+from luban.verbs.predict import predict
+from luban.verbs.train import train
+
+Prepare = Callable[..., PreparedRows]
+
+
+def sentences(count: int, seed: int = 1) -> list[dict[str, Any]]:
+    """Return made-up sentences, no two alike."""
+    rows = SequenceLabelling.sample(count, random.Random(seed))
+    return [{"tokens": [*row["tokens"], str(n)], "tags": [*row["tags"], "O"]} for n, row in enumerate(rows)]
+
+
+def conll(rows: list[dict[str, Any]]) -> bytes:
+    told = ("".join(f"{a}\t{b}\n" for a, b in zip(row["tokens"], row["tags"], strict=True)) for row in rows)
+    return "\n".join(told).encode()
+
+
+def recipe(rows: str, **changes: Any) -> dict[str, Any]:
+    made = SequenceLabelling.example(rows)
+    settings = {
+        "train": {"steps": 40, "batch": 16, "compile": "off", "learning_rate": 0.02},
+        "evaluate": {"bootstrap": 20},
+        **changes,
+    }
+    for name, section in settings.items():
+        made[name] = {**made.get(name, {}), **section}
+    return made
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> Prepare:
+    made: Iterator[int] = iter(range(100))
+
+    def prepared(content: bytes | list[dict[str, Any]], **data: Any) -> PreparedRows:
+        table = isinstance(content, list)
+        path = tmp_path / f"{next(made)}.{'jsonl' if table else 'conll'}"
+        path.write_bytes("".join(json.dumps(row) + "\n" for row in content).encode() if table else content)  # type: ignore[arg-type]
+        settings = SequenceLabelling.recipe.model_validate(recipe(str(path), data=data))
+        return SequenceLabelling.prepare(
+            settings, path.with_suffix(""), stop=lambda: None, progress=lambda stage, share: None
+        )
+
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "rows.conll").write_bytes(conll(sentences(120)))
+    return train(recipe(str(folder / "rows.conll")), out=folder / "run").folder
+
+
+def test_lines_and_lists_are_the_same_rows(prepare: Prepare) -> None:
+    lines, lists = prepare(conll(sentences(40))), prepare(sentences(40))
+    assert lines.fitted.state == lists.fitted.state
+    assert [row["values"] for row in lines.train.rows()] == [row["values"] for row in lists.train.rows()]
+    assert lines.fitted.state["tags"][0] == "O"
+    assert lines.fitted.state["scheme"] == "IOB2"
+
+
+def test_bad_sentences_are_counted_by_kind_and_line(prepare: Prepare) -> None:
+    bad = [
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "unequal_lengths", "2 tokens, but 1 tags"),
+        ({"tokens": [], "tags": []}, "empty_row", "the sentence has no tokens"),
+        ({"tokens": "a b", "tags": ["O", "O"]}, "bad_value", "column 'tokens' holds str, not a list"),
+        ({"tokens": ["a", 3], "tags": ["O", "O"]}, "not_text", "column 'tokens' has a token that is no text"),
+        ({"tokens": ["a"]}, "missing_column", "no column 'tags'; there are: tokens"),
+        (
+            {"tokens": ["a", "b"], "tags": ["O", None]},
+            "not_text",
+            "column 'tags' has a tag that is neither text nor a whole number",
+        ),
+        ({"tokens": ["a"] * 9, "tags": ["O"] * 9}, "too_long", "the sentence has 9 tokens, data.length is 8"),
+    ]
+    for row, kind, detail in bad:
+        data = prepare([*sentences(40), row], length=8)
+        assert data.report["bad_rows"]["total"] == 1, kind
+        (example,) = data.report["bad_rows"]["kinds"][kind]["examples"]
+        assert (example["line"], example["detail"]) == (41, detail)
+        assert data.report["rows"] == 40
+
+
+def test_rows_that_come_without_a_reader_are_checked_too() -> None:
+    task = SequenceLabelling(SequenceLabelling.recipe.model_validate(recipe("x")))
+    for row, detail in (
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "2 tokens and 1 tags"),
+        ({"tokens": ["a"], "tags": "O"}, "1 tokens and 0 tags"),
+        ({"tokens": ["a", "b"], "tags": ["O", None]}, "a token has no tag; received ['O', None]"),
+        ({"tokens": "a b"}, "a list of tokens is wanted; received 'a b'"),
+    ):
+        with pytest.raises(BadValue) as bad:
+            task.clean(row, {})
+        assert bad.value.detail == detail
+    assert task.clean({"tokens": ["a", "b"], "tags": ["O", 1]}, {})["tags"] == ["O", "1"]
+
+
+def test_a_tag_that_training_never_had_is_named_with_the_nearest(prepare: Prepare, tmp_path: Path) -> None:
+    test = [*sentences(3, 9), {"tokens": ["Rome"], "tags": ["B-LOK"]}]
+    (tmp_path / "test.conll").write_bytes(conll(test))
+    data = prepare(conll(sentences(40)), test=str(tmp_path / "test.conll"))
+    (example,) = data.report["bad_rows"]["kinds"]["unknown_label"]["examples"]
+    assert example["detail"] == "no training sentence has the tag 'B-LOK'; did you mean 'B-LOC'?"
+    assert data.test is not None
+    assert len(data.test) == 3
+
+
+def test_one_tag_alone_is_refused(prepare: Prepare) -> None:
+    with pytest.raises(DataError, match="there are 1 different tags") as one:
+        prepare([{"tokens": [str(n)], "tags": ["O"]} for n in range(30)])
+    assert one.value.received == ["O"]
+
+
+def test_words_are_numbered_from_training_alone_and_spelled_by_their_characters(
+    prepare: Prepare, tmp_path: Path
+) -> None:
+    (tmp_path / "test.conll").write_bytes(conll([{"tokens": ["ANN", "Zoë"], "tags": ["B-PER", "O"]}]))
+    data = prepare(conll(sentences(60)), test=str(tmp_path / "test.conll"), characters=4)
+    assert data.test is not None
+    settings = SequenceLabelling.recipe.model_validate(recipe("x", data={"characters": 4}))
+    task = SequenceLabelling(settings, data.fitted)
+    columns, lengths = data.test.gather(np.array([0]))
+    tensors = task.collate(columns, lengths)
+    words, letters = data.fitted.state["words"], data.fitted.state["letters"]
+    assert tensors["words"][0, :2].tolist() == [2 + words.index("ann"), UNKNOWN]
+    assert tensors["letters"].shape == (1, 8, 4)
+    known = {letter: number for number, letter in enumerate(letters, 2)}
+    for place, word in enumerate(["ANN", "Zoë"]):
+        spelled = [known.get(letter, UNKNOWN) for letter in word] + [0] * (4 - len(word))
+        assert tensors["letters"][0, place].tolist() == spelled
+    assert tensors["letters"][0, 2:].sum() == 0
+    assert not set("Zë") & set(letters)
+
+
+def test_it_learns_and_its_f1_is_that_of_seqeval(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    data = PreparedRows(run / "data")
+    right = [row["values"] for row in data.held_out.rows()]
+    said = [answer["tags"] for answer in load(run).predict([{"tokens": row["tokens"]} for row in right])]
+    f1 = f1_score([row["tags"] for row in right], said)
+    assert result["primary"]["name"] == "entity_f1"
+    assert result["primary"]["value"] == pytest.approx(f1)
+    assert f1 > 0.8
+
+
+def test_an_answer_tells_tags_probabilities_and_spans(run: Path) -> None:
+    (answer,) = load(run).predict(["Bo Li left New York"])
+    assert answer["tags"] == ["B-PER", "I-PER", "O", "B-LOC", "I-LOC"]
+    assert answer["entities"] == [
+        {"label": "PER", "first": 0, "end": 2},
+        {"label": "LOC", "first": 3, "end": 5},
+    ]
+    assert all(0.0 < p <= 1.0 for p in answer["probabilities"])
+
+
+def test_a_text_a_list_and_an_object_are_read_alike_and_chinese_by_characters(run: Path) -> None:
+    asked = [
+        "Ann left Paris",
+        ["Ann", "left", "Paris"],
+        {"tokens": ["Ann", "left", "Paris"]},
+        {"tokens": ["Ann", "left", "Paris"], "tags": ["O"]},
+    ]
+    first, *others = load(run).predict(asked)
+    assert all(other == first for other in others)
+    (answer,) = load(run).predict(["小明在北京"])
+    assert len(answer["tags"]) == 5
+
+
+def test_bad_rows_are_answered_in_their_place(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text(
+        '"Ann left"\n{"tokens": []}\n{"tokens": [1]}\n["Paris"]\n""\n7\n{\n'
+    )
+    answers = list(predict(run, source=tmp_path / "asked.jsonl"))
+    assert [len(answer.get("tags", [])) for answer in answers] == [2, 0, 0, 1, 0, 0, 0]
+    assert [answer.get("error") for answer in answers] == [
+        None,
+        "the sentence has no tokens",
+        "a list of tokens is wanted; received '[1]'",
+        None,
+        "the sentence has no tokens",
+        "a row is an object with columns; received '7'",
+        "asked.jsonl:7: not JSON",
+    ]
+
+
+def test_a_sentence_that_is_too_long_is_cut_where_it_is_to_be_answered(prepare: Prepare, run: Path) -> None:
+    most = load(run).kind.settings.data.length
+    (answer,) = load(run).predict([["Ann"] * (most + 5)])
+    assert len(answer["tags"]) == most
+
+
+def test_the_graph_with_its_field_answers_as_the_model(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "graph")
+    asked = [row["tokens"] for row in sentences(6, 8)] + [["Ann"], ["never", "seen"]]
+    for one, other in zip(load(run).predict(asked), load(tmp_path / "graph").predict(asked), strict=True):
+        assert one["tags"] == other["tags"]
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
+
+
+def test_evaluation_on_a_file_leaves_bad_sentences_out_and_says_so(run: Path, tmp_path: Path) -> None:
+    good = sentences(8, 5)
+    (tmp_path / "good.conll").write_bytes(conll(good))
+    (tmp_path / "bad.conll").write_bytes(conll([*good, {"tokens": ["x"], "tags": ["B-ORG"]}]) + b"\nalone\n")
+    clean, found = (evaluate(run, str(tmp_path / f"{n}.conll"), bootstrap=0) for n in ("good", "bad"))
+    assert found.figures == pytest.approx(clean.figures)
+    assert found.counts == {"rows": 8, "left_out": 2}
+
+
+def test_another_run_takes_the_weights_and_freezes_what_is_told(run: Path, tmp_path: Path) -> None:
+    smallest = SequenceLabelling.smallest()
+    made = recipe(
+        str(run.parent / "rows.conll"),
+        model={**smallest["model"], "start": str(run)},
+        train={"steps": 3, "batch": 16, "compile": "off", "freeze": ["words.*", "letters.*"]},
+    )
+    outcome = train(made, out=tmp_path / "run")
+    before, after = (load(folder).module.state_dict() for folder in (run, outcome.folder))
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in still if not name.startswith("crf.forbidden")} == {
+        "words.weight",
+        "letters.weight",
+    }
+    chosen = json.loads((outcome.folder / "plan.json").read_text("utf-8"))["chosen"]["train.learning_rate"]
+    assert chosen["why"].startswith("a fifth of what is usual")
+
+
+def test_tags_without_spans_are_measured_token_by_token(tmp_path: Path) -> None:
+    rows = [{"tokens": ["the", f"n{n}"], "tags": ["DT", "NN"]} for n in range(40)]
+    (tmp_path / "rows.conll").write_bytes(conll(rows))
+    made = recipe(str(tmp_path / "rows.conll"), train={"steps": 2, "batch": 8, "compile": "off"})
+    result = train(made, out=tmp_path / "run").result
+    assert result["primary"]["name"] == "token_accuracy"
+    assert set(result["metrics"]) == {"token_accuracy", "sentence_accuracy"}
+    assert "entities" not in load(tmp_path / "run").predict(["the cat"])[0]
