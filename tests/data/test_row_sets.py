@@ -1,4 +1,4 @@
-"""Rows on their way to a prepared folder: the bad ones are counted and named, who is held out depends on the row alone."""
+"""Rows on their way to a folder: the bad ones are counted and named, who is held out depends on the row alone."""
 
 import json
 from collections import Counter

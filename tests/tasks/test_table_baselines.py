@@ -133,7 +133,7 @@ def test_they_are_left_out_where_they_would_take_long(
     task, data, _, _ = task_with(tmp_path, "two")
     monkeypatch.setattr(table_baselines, "MOST_CELLS", 2 * len(data.train) - 1)
     assert task.baselines(data) == []
-    monkeypatch.setattr(table_baselines, limit, value + 1)
+    monkeypatch.setattr(table_baselines, "MOST_CELLS", 2 * len(data.train))
     assert len(task.baselines(data)) == 2
 
 

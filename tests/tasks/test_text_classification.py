@@ -20,7 +20,6 @@ from luban.errors import CheckpointError, DataError, InputError
 from luban.model_folder import LUBAN
 from luban.tasks.text_classification import TextClassification
 from luban.verbs.evaluate import evaluate
-from luban.verbs.export import export
 from luban.verbs.load import load
 from luban.verbs.predict import predict
 from luban.verbs.train import train
@@ -184,15 +183,6 @@ def test_ids_are_those_of_the_tokenizer_cut_at_the_length(prepare: Prepare, toke
 
 
 # What it answers.
-
-
-def test_it_learns_and_says_what_the_graph_of_it_says(run: Path, tmp_path: Path) -> None:
-    asked = [row["text"] for row in reviews(9, 7)]
-    export(run, tmp_path / "graph")
-    own, graph = load(run).predict(asked), load(tmp_path / "graph").predict(asked)
-    for one, other in zip(own, graph, strict=True):
-        assert one["label"] == other["label"]
-        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
 
 
 def test_the_temperature_of_validation_rows_stays_with_the_model(run: Path) -> None:

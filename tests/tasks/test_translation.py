@@ -17,7 +17,6 @@ from luban.errors import InputError
 from luban.tasks.row_learner import RowLearner
 from luban.tasks.translation import Translation
 from luban.verbs.evaluate import evaluate
-from luban.verbs.export import export
 from luban.verbs.load import load
 from luban.verbs.predict import predict
 from luban.verbs.train import train
@@ -234,14 +233,6 @@ def test_the_beam_is_the_recipes_unless_asked_for_another(run: Path) -> None:
         model.predict(asked, beam=-1)
     with pytest.raises(InputError, match="has no such setting"):
         model.predict(asked, temperature=1.0)
-
-
-def test_the_graph_answers_as_the_model(run: Path, tmp_path: Path) -> None:
-    export(run, tmp_path / "graph")
-    asked = [row["source"] for row in pairs(5, 6)]
-    for one, other in zip(load(run).predict(asked), load(tmp_path / "graph").predict(asked), strict=True):
-        assert one["text"] == other["text"]
-        assert one["score"] == pytest.approx(other["score"], abs=1e-3)
 
 
 def test_evaluation_on_a_file_leaves_bad_pairs_out_and_says_so(run: Path, tmp_path: Path) -> None:
