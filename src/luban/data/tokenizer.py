@@ -110,6 +110,11 @@ class Tokenizer:
         return number
 
     @property
+    def text(self) -> str:
+        """The JSON it was made of: equal texts, equal tokenizers."""
+        return self._text
+
+    @property
     def kind(self) -> str:
         """Either "char" or the type of the model: "bpe", "unigram", "wordpiece", "wordlevel"."""
         return "char" if self._characters else self._model_type

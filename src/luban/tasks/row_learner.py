@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,7 @@ class RowLearner:
         self.model: nn.Module = task.build()
         task.ready(self.model, data.train)  # what is not taken over from `start` begins as it would without
         if start is not None:
-            taken = taken_over(self.model, start.module)
+            taken = taken_over(self.model, start.module, _of_other_meaning(task, start))
             if not taken:
                 raise CheckpointError(
                     "the model to start from has no weights of the names and shapes of this one",
@@ -315,10 +315,34 @@ def _slices(task: RowTask, answers: Sequence[Any], rows: RowSet, settings: Any) 
     return found
 
 
-def taken_over(module: nn.Module, source: nn.Module) -> list[str]:
-    """Copy every tensor of the same name and shape from `source`; return their names."""
+def _of_other_meaning(task: RowTask, start: RowModel) -> set[int]:
+    """Return the sizes that only by chance are the same in both models: as many labels, words or tags, but others."""
+    own, other = task.fitted, start.kind.fitted
+    sizes = {
+        len(values) + extra
+        for name, extra in (("labels", 0), ("tags", 0), ("words", 2), ("letters", 2))  # padding and unknown
+        if (values := own.state.get(name)) is not None and values != other.state.get(name)
+    }
+    for name, tokenizer in own.tokenizers.items():
+        before = other.tokenizers.get(name)
+        if before is None or before.text != tokenizer.text:
+            pairs = getattr(task.settings.model, "pairs", 0)
+            sizes |= {tokenizer.vocab_size, tokenizer.vocab_size + pairs}
+    return sizes
+
+
+def taken_over(module: nn.Module, source: nn.Module, other: Collection[int] = ()) -> list[str]:
+    """Copy every tensor of the same name and shape from `source`; return their names.
+
+    Arguments:
+        other: sizes of axes that mean something else there; tensors with such an axis are left as they are.
+    """
     own, given = module.state_dict(), source.state_dict()
-    taken = [name for name, tensor in given.items() if name in own and own[name].shape == tensor.shape]
+    taken = [
+        name
+        for name, tensor in given.items()
+        if name in own and own[name].shape == tensor.shape and not set(tensor.shape) & set(other)
+    ]
     module.load_state_dict({**own, **{name: given[name] for name in taken}})
     return taken
 

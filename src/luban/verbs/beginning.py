@@ -15,7 +15,7 @@ from luban import tasks
 from luban.console import Show, short
 from luban.durable import write_json
 from luban.machine import MachineReport, set_threads
-from luban.recipe import LanguageModelRecipe, Recipe
+from luban.recipe import Recipe
 from luban.run import Run
 from luban.signals import StopRequest
 from luban.tasks.base import Data, Learner, Task
@@ -144,14 +144,17 @@ def _decided(
 
 def with_its_tokenizer(recipe: Recipe) -> Recipe:
     """Let a model that is started from another read text with that one's tokenizer, unless the recipe names one."""
-    if (
-        not isinstance(recipe, LanguageModelRecipe)
-        or recipe.model.start is None
-        or recipe.data.tokenizer != "bpe"
-    ):
+    data, model = (getattr(recipe, name, None) for name in ("data", "model"))
+    start = getattr(model, "start", None)
+    trained = (
+        data is not None and "tokenizer" in type(data).model_fields and data.tokenizer in ("bpe", "word")
+    )
+    if data is None or start is None or not trained:
         return recipe
-    tokenizer = model_folder_of(Path(recipe.model.start)) / "tokenizer.json"
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"tokenizer": str(tokenizer)})})
+    tokenizer = model_folder_of(Path(start)) / "tokenizer.json"
+    if not tokenizer.is_file():
+        return recipe
+    return recipe.model_copy(update={"data": data.model_copy(update={"tokenizer": str(tokenizer)})})
 
 
 def _build(kind: type[Task], recipe: Recipe, data: Data, start: Any) -> Learner:
