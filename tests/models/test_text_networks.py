@@ -99,7 +99,7 @@ def test_configuration_is_json(name: str) -> None:
     assert type(config)(**json.loads(json.dumps(asdict(config)))) == config
 
 
-@pytest.mark.parametrize("name", ["bag of pairs", "cnn", "lstm, one direction", "encoder"])
+@pytest.mark.parametrize("name", ["bag of pairs", "cnn", "elman, last", "encoder"])
 def test_exported_graph_keeps_batch_and_length_free(name: str) -> None:
     model, example = network(name), texts([7, 4, 2], 0)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=16)}

@@ -64,7 +64,7 @@ def test_a_quadratic_diverges_above_its_stable_limit_and_the_suggestion_lies_bel
     learner = Quadratic([sharpest, *(sharpest * share for share in others)], least * sharpest)
     found, stable = find_rates(learner, DESCENT), 2.0 / sharpest
     assert found.divergence is not None and found.suggestion is not None and found.steepest is not None
-    assert stable < found.divergence < 8.0 * stable
+    assert stable < found.divergence < 10.0 * stable  # sharp ones fall far first, and rise from there
     assert found.suggestion == min(found.steepest, found.divergence / 10) < stable
     assert stable / 1000 < found.suggestion
 
