@@ -24,7 +24,7 @@ from luban.data.row_store import RowSet, RowWriter
 from luban.data.split import draw
 from luban.data.tokenizer import Tokenizer
 from luban.durable import DISK, FileSystem, new_folder, read_json, storage_errors, verify_folder, write_json
-from luban.errors import CheckpointError, DataError, RecipeError
+from luban.errors import CheckpointError, DataError, InputError, RecipeError
 from luban.row_recipe import RowData
 
 REPORT, STATE, QUARANTINE = "report.json", "state.json", "quarantine.jsonl"
@@ -159,12 +159,16 @@ def row_fingerprint(
     Arguments:
         settings: what else the encoded rows depend on.
     """
-    prints = [
-        print_
-        for split in SPLITS
-        if (source := getattr(data, split)) is not None
-        for print_ in file_prints(split, source_files_of(source, layout), stop)
-    ]
+    prints = []
+    for split in SPLITS:
+        if (source := getattr(data, split)) is not None:
+            try:
+                files = source_files_of(source, layout)
+            except InputError as error:
+                if error.where == "data.source":  # as the reader of text calls it
+                    error.where = f"data.{split}"
+                raise
+            prints += file_prints(split, files, stop)
     return Fingerprint(tuple(prints), {**data.model_dump(mode="json", exclude=_NO_MATTER), **settings})
 
 
