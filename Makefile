@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test lint docs bench bench-reliability bench-plan bench-budget clean
+.PHONY: quickstart test lint docs bench bench-reliability bench-plan bench-budget bench-tasks clean
 
 $(BIN)/luban: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,10 @@ bench-plan: $(VENV)/.test
 
 bench-budget: $(VENV)/.test
 	$(BIN)/python benchmarks/budget.py
+
+bench-tasks: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet 'keras>=3.8'
+	$(BIN)/python benchmarks/tasks.py
 
 clean:
 	rm -rf $(VENV) runs build dist
