@@ -177,7 +177,7 @@ def _least_step(text: str, folder: Path, data: Prepared, shape: Shape) -> float:
         f"quickstart-{text}", (f"data.source={folder}", *_named(shape, 5e-3)), tasks.schema_of
     )
     task = tasks.find(recipe.task)(recipe, data)
-    optimizer = build_optimizer(task.model.named_parameters(), recipe.train)
+    optimizer = build_optimizer(task.model, recipe.train)
     seconds = []
     for step in range(8):
         started = time.perf_counter()

@@ -280,7 +280,7 @@ class TrainRecipe(Section):
     micro_batch: Positive | None = None
     """Windows computed at once; null means about 16,384 tokens. The gradient is the same for every split."""
     optimizer: Literal["sgd", "rmsprop", "adam", "adamw", "muon"] = "muon"
-    """`muon` takes the matrices of hidden layers and leaves all else to AdamW."""
+    """`muon` takes the matrices and filters of hidden layers and leaves all else to AdamW."""
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     """The highest rate of the schedule; Muon's is in AdamW's units. null means chosen."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1

@@ -124,7 +124,9 @@ def test_a_true_process_saves_and_goes_on(tmp_path: Path) -> None:
     try:
         for _ in waiting(90):
             assert process.poll() is None
-            if (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir():
+            if any(
+                (tmp_path / "run" / "checkpoints").glob("step-*")
+            ):  # the newest two are kept, the first is soon gone
                 break
         process.send_signal(signal.SIGUSR1)
         out, _ = process.communicate(timeout=60)

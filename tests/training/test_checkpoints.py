@@ -77,7 +77,7 @@ def test_a_best_one_that_is_gone_is_said(tmp_path: Path) -> None:
 def test_the_bytes_of_an_optimizer_are_known_before_its_first_step(kind: str) -> None:
     model = nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 5), nn.LayerNorm(5))
     recipe = TrainRecipe(steps=1, optimizer=kind, learning_rate=1e-3)  # type: ignore[arg-type]
-    optimizer = build_optimizer(model.named_parameters(), recipe)
+    optimizer = build_optimizer(model, recipe)
     expected = optimizer.state_bytes()
     model(torch.arange(7)).sum().backward()
     optimizer.step()

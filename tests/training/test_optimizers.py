@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from luban.errors import CheckpointError, InputError
+from luban.models.head import Head
 from luban.recipe import ParameterGroup, TrainRecipe
 from luban.tensors import read_safetensors, write_safetensors
 from luban.training.muon import Muon
-from luban.training.optimizers import Optimizer, build_optimizer
+from luban.training.optimizers import Optimizer, build_optimizer, hidden_matrices
 
 KINDS = ["sgd", "rmsprop", "adam", "adamw", "muon"]
 
@@ -30,7 +31,7 @@ class Small(nn.Module):
         self.gate = nn.Linear(8, 24, bias=False)
         self.down = nn.Linear(24, 8, bias=False)
         self.norm = nn.RMSNorm(8)
-        self.lm_head = nn.Linear(8, 11, bias=False)
+        self.lm_head = Head(8, 11, bias=False)
         self.unused = nn.Linear(8, 8, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def halving(step: int) -> float:
 
 
 def build(kind: str, model: nn.Module, **changes: object) -> Optimizer:
-    return build_optimizer(model.named_parameters(), recipe(kind, **changes))
+    return build_optimizer(model, recipe(kind, **changes))
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -114,15 +115,65 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight", "h.wpe.weight"]
-)
-def test_embeddings_and_heads_are_adamws(name: str) -> None:
-    parameter = nn.Parameter(torch.zeros(3, 4))
-    parameter.grad = torch.ones(3, 4)
-    optimizer = build_optimizer([(name, parameter)], recipe("muon"))
+class Bare(nn.Module):
+    """Parameters held by no layer."""
+
+    def __init__(self, **parameters: Tensor) -> None:
+        super().__init__()
+        for name, values in parameters.items():
+            setattr(self, name, values)
+
+
+def owners(model: nn.Module) -> dict[str, str]:
+    """Which optimizer has each parameter once all have a gradient, under muon."""
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = build("muon", model)
     optimizer.step()
-    assert f"{name}.exp_avg" in optimizer.state()[0]
+    kinds = {"momentum_buffer": "muon", "exp_avg": "adamw"}
+    split = (key.rsplit(".", 1) for key in optimizer.state()[0])
+    return {name: kinds[state] for name, state in split if state in kinds}
+
+
+def test_embeddings_heads_and_bare_parameters_are_adamws() -> None:
+    tied = nn.ModuleDict({"tokens": nn.Embedding(7, 4), "out": nn.Linear(4, 7, bias=False)})
+    tied["out"].weight = tied["tokens"].weight
+    model = nn.ModuleDict({"table": nn.Embedding(5, 4), "output": Head(4, 3), "tied": tied})
+    model["field"] = Bare(transitions=nn.Parameter(torch.zeros(3, 4)))
+    assert set(owners(model).values()) == {"adamw"}
+
+
+def test_every_network_of_the_house_leaves_embeddings_and_outputs_to_adamw() -> None:
+    from luban.models.bag import Bag, BagConfig
+    from luban.models.tagger import Tagger, TaggerConfig
+    from luban.models.text_cnn import TextCnn, TextCnnConfig
+
+    models = [
+        Bag(BagConfig(vocab_size=9, outputs=3, width=4, bigram_buckets=5)),
+        Tagger(TaggerConfig(words=9, letters=5, tags=3, width=8, pairs=6)),
+        TextCnn(TextCnnConfig(vocab_size=9, outputs=3)),
+    ]
+    for model in models:
+        for name, owner in owners(model).items():
+            matrix = model.get_parameter(name).ndim >= 2
+            hidden = matrix and ("filters" in name or "kernel" in name)
+            assert owner == ("muon" if hidden else "adamw"), name
+
+
+def test_filters_are_matrices_with_a_row_for_each() -> None:
+    torch.manual_seed(0)
+    conv, flat = nn.Conv2d(3, 6, 2), nn.Linear(12, 6)
+    with torch.no_grad():
+        flat.weight.copy_(conv.weight.flatten(1))
+        flat.bias.copy_(conv.bias)
+    patch = torch.randn(5, 3, 2, 2)
+    for layer, x in ((conv, patch), (flat, patch.flatten(1))):
+        optimizer = build("muon", layer)
+        for _ in range(3):
+            layer(x).flatten(1).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(conv.weight.flatten(1), flat.weight, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,7 +230,8 @@ def test_the_state_does_not_depend_on_the_order_of_parameters(kind: str) -> None
     optimizer = build(kind, model)
     advance(model, optimizer, range(2))
     tensors, scalars = optimizer.state()
-    turned = build_optimizer(reversed(list(model.named_parameters())), recipe(kind))
+    backwards = nn.ModuleDict(dict(reversed(list(model.named_children()))))
+    turned = build(kind, backwards)
     turned.load_state(tensors, scalars)
     assert {name: value.tolist() for name, value in turned.state()[0].items()} == {
         name: value.tolist() for name, value in tensors.items()
@@ -220,9 +272,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(kind: str) -> 
 def test_the_rate_multiplies_every_learning_rate(kind: str) -> None:
     halved, half = Small(), Small()
     first = build(kind, halved)
-    second = build_optimizer(
-        half.named_parameters(), recipe(kind).model_copy(update={"learning_rate": 0.005})
-    )
+    second = build_optimizer(half, recipe(kind).model_copy(update={"learning_rate": 0.005}))
     advance(halved, first, range(3), lambda _: 0.5)
     advance(half, second, range(3))
     assert same(halved, half)
@@ -236,19 +286,20 @@ def test_the_rate_multiplies_every_learning_rate(kind: str) -> None:
 def test_vectors_and_unused_parameters_are_not_decayed(kind: str) -> None:
     matrix, gain, unused = (nn.Parameter(torch.ones(shape)) for shape in ((3, 3), (3,), (3, 3)))
     matrix.grad, gain.grad = torch.zeros(3, 3), torch.zeros(3)
-    named = [("matrix", matrix), ("gain", gain), ("unused", unused)]
-    build_optimizer(named, recipe(kind, weight_decay=0.5)).step()
+    build(kind, Bare(matrix=matrix, gain=gain, unused=unused), weight_decay=0.5).step()
     assert (matrix < 1).all()
     assert gain.eq(1).all()
     assert unused.eq(1).all()
 
 
 def test_frozen_and_tied_parameters_are_counted_once_or_not_at_all() -> None:
-    tied, frozen = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3), requires_grad=False)
-    optimizer = build_optimizer([("first", tied), ("frozen", frozen), ("second", tied)], recipe("muon"))
-    assert list(optimizer.state()[0]) == ["first.momentum_buffer"]
+    first, frozen, second = (nn.Linear(3, 3, bias=False) for _ in range(3))
+    second.weight = first.weight
+    frozen.requires_grad_(False)
+    optimizer = build("muon", nn.ModuleDict({"first": first, "frozen": frozen, "second": second}))
+    assert list(optimizer.state()[0]) == ["first.weight.momentum_buffer"]
     with pytest.raises(InputError, match="no parameter"):
-        build_optimizer([("frozen", frozen)], recipe("sgd"))
+        build("sgd", frozen)
 
 
 def test_sgd_without_momentum_has_no_state_and_no_nesterov() -> None:
@@ -300,9 +351,10 @@ def test_a_group_learns_as_with_an_optimizer_of_its_own(kind: str) -> None:
     ours, theirs = Small(), Small()
     optimizer = build(kind, ours, groups=GROUPS)
     own = {name: (g.rate, g.weight_decay) for g in GROUPS for name in names_in(theirs, g.match)}
+    hidden = hidden_matrices(theirs)
     parts = [
         build_optimizer(
-            [(name, parameter)],
+            alone(parameter, hidden=parameter in hidden),
             recipe(kind, weight_decay=0.1 if decay is None else decay).model_copy(
                 update={"learning_rate": 0.01 * rate}
             ),
@@ -323,6 +375,15 @@ def test_a_group_learns_as_with_an_optimizer_of_its_own(kind: str) -> None:
     advance(theirs, Apart(), range(3))
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def alone(parameter: nn.Parameter, *, hidden: bool) -> nn.Module:
+    """A model of one parameter."""
+    if not hidden:
+        return Bare(parameter=parameter)
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight = parameter
+    return layer
 
 
 def names_in(model: nn.Module, pattern: str) -> list[str]:

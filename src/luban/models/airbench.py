@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from luban.errors import InputError
 from luban.models.config_checks import check_sizes
+from luban.models.head import Head
 
 PATCH = 2
 WHITENING_EPS = 5e-4  # added to eigenvalues; of pictures scaled to variance one
@@ -124,7 +125,7 @@ class Airbench(nn.Module):
         self.whitening_bias = nn.Parameter(torch.zeros(config.whitened))
         ins = (config.whitened, *config.widths[:2])
         self.groups = nn.ModuleList(Group(i, o, config) for i, o in zip(ins, config.widths, strict=True))
-        self.classifier = nn.Linear(config.widths[2], config.classes, bias=False)
+        self.classifier = Head(config.widths[2], config.classes, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luban.errors import InputError
 from luban.models.config_checks import check_shares, check_sizes
 from luban.models.dropout import dropout
+from luban.models.head import Head
 from luban.models.padding import masked_mean
 
 _MULTIPLIER = 116_049_371  # fastText's, for hashing runs of words
@@ -81,7 +82,7 @@ class Bag(nn.Module):
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.bigrams = nn.Embedding(config.bigram_buckets, config.width) if config.bigram_buckets else None
-        self.output = nn.Linear(config.width, config.outputs)
+        self.output = Head(config.width, config.outputs)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

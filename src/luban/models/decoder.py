@@ -21,6 +21,7 @@ from luban.errors import InputError
 from luban.models.attention import attend, attention_mask
 from luban.models.cache import Cache
 from luban.models.dropout import dropout
+from luban.models.head import Head
 from luban.models.norm import RMSNorm
 from luban.models.rope import Llama3Scaling, RotaryTables, rotate
 
@@ -189,7 +190,7 @@ class Decoder(nn.Module):
         self.config = config
         self.model = Stack(config)
         self.rotary = RotaryTables(config.head_dim, config.max_length, config.rope_theta, config.rope_scaling)
-        self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied else Head(config.width, config.vocab_size, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

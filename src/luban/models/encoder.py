@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from luban.errors import InputError
 from luban.models.config_checks import check_heads, check_shares, check_sizes
 from luban.models.dropout import dropout
+from luban.models.head import Head
 from luban.models.padding import keys_mask
 
 
@@ -180,7 +181,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.bert = Stack(config)
-        self.classifier = nn.Linear(config.width, config.outputs)
+        self.classifier = Head(config.width, config.outputs)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=config.init_std)

@@ -19,6 +19,7 @@ from luban.errors import InputError
 from luban.models.attention import attend, attention_mask
 from luban.models.cache import Cache
 from luban.models.dropout import dropout
+from luban.models.head import Head
 from luban.models.rope import last_position
 
 
@@ -149,7 +150,7 @@ class GPT2(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Stack(config)
-        self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied else Head(config.width, config.vocab_size, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

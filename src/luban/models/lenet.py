@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from luban.errors import InputError
 from luban.models.config_checks import check_sizes
+from luban.models.head import Head
 
 _POOLED = 2  # convolutions of SmallConvNet that are pooled
 _SMALLEST = 12  # side below which nothing is left after LeNet's second pooling
@@ -80,7 +81,7 @@ class LeNet(nn.Module):
         self.conv2 = nn.Conv2d(first, second, 5)
         self.hidden1 = nn.Linear(second * places, config.hidden[0])
         self.hidden2 = nn.Linear(config.hidden[0], config.hidden[1])
-        self.classifier = nn.Linear(config.hidden[1], config.classes)
+        self.classifier = Head(config.hidden[1], config.classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -149,7 +150,7 @@ class SmallConvNet(nn.Module):
         pairs = zip(ins, config.widths, strict=True)
         self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in config.widths)
-        self.classifier = nn.Linear(config.widths[-1], config.classes)
+        self.classifier = Head(config.widths[-1], config.classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

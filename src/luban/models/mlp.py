@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from luban.errors import InputError
 from luban.models.config_checks import check_choice, check_shares, check_sizes
 from luban.models.dropout import dropout
+from luban.models.head import Head
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -75,8 +76,9 @@ class Mlp(nn.Module):
     def __init__(self, config: MlpConfig) -> None:
         super().__init__()
         self.config = config
-        widths = (config.inputs, *config.hidden, config.outputs)
-        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
+        widths = (config.inputs, *config.hidden)
+        hidden = [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
+        self.layers = nn.ModuleList([*hidden, Head(widths[-1], config.outputs)])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

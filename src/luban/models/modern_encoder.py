@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from luban.models.config_checks import check_shares, check_sizes
 from luban.models.decoder import Block, DecoderConfig
 from luban.models.dropout import dropout
+from luban.models.head import Head
 from luban.models.norm import RMSNorm
 from luban.models.padding import keys_mask, masked_mean
 from luban.models.rope import RotaryTables
@@ -90,7 +91,7 @@ class ModernEncoder(nn.Module):
         self.layers = nn.ModuleList(Block(shape, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.width, shape.norm_eps)
         self.rotary = RotaryTables(shape.head_dim, config.max_length, shape.rope_theta)
-        self.output = nn.Linear(config.width, config.outputs)
+        self.output = Head(config.width, config.outputs)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

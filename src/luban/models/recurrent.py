@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from luban.models.config_checks import check_choice, check_shares, check_sizes
 from luban.models.dropout import dropout
+from luban.models.head import Head
 from luban.models.padding import last_token, masked_max, masked_mean, reverse_tokens
 from luban.models.recurrent_cells import CELLS, RecurrentLayer
 
@@ -147,7 +148,7 @@ class Recurrent(nn.Module):
         )
         attends = config.pooling == "attention" and not config.per_token
         self.attention = AttentionPooling(self.layers.states_width) if attends else None
-        self.output = nn.Linear(self.layers.states_width, config.outputs)
+        self.output = Head(self.layers.states_width, config.outputs)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.in_features))

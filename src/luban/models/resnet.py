@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from luban.errors import InputError
 from luban.models.config_checks import check_choice, check_sizes
+from luban.models.head import Head
 
 STEMS = ("small", "large")
 
@@ -144,7 +145,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         self.resnet = Stack(config)
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(config.widths[-1], config.classes))
+        self.classifier = nn.Sequential(nn.Flatten(), Head(config.widths[-1], config.classes))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

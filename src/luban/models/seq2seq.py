@@ -25,6 +25,7 @@ from luban.models.attention import attend, attention_mask
 from luban.models.cache import Cache
 from luban.models.config_checks import check_choice, check_heads, check_shares, check_sizes
 from luban.models.dropout import dropout
+from luban.models.head import Head
 from luban.models.padding import keys_mask
 
 
@@ -269,7 +270,7 @@ class Seq2Seq(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(config, number) for number in range(config.decoder_layers))
         last = nn.LayerNorm if config.norm == "pre" else nn.Identity
         self.encoder_norm, self.decoder_norm = last(config.width), last(config.width)
-        self.output = None if config.tied else nn.Linear(config.width, config.target_vocab_size, bias=False)
+        self.output = None if config.tied else Head(config.width, config.target_vocab_size, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

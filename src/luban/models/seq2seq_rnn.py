@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from luban.errors import InputError
 from luban.models.config_checks import check_choice, check_shares, check_sizes
 from luban.models.dropout import dropout
+from luban.models.head import Head
 from luban.models.recurrent import RecurrentLayers
 from luban.models.recurrent_cells import CELLS, RecurrentLayer, State
 
@@ -103,7 +104,7 @@ class RecurrentSeq2Seq(nn.Module):
         self.decoder = nn.ModuleList(RecurrentLayer(config.cell, read, width) for read in inputs)
         self.score = nn.Linear(2 * width, width, bias=False)
         self.combine = nn.Linear(3 * width, width, bias=False)
-        self.output = None if config.tied else nn.Linear(width, config.target_vocab_size, bias=False)
+        self.output = None if config.tied else Head(width, config.target_vocab_size, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.in_features))

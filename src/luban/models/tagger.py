@@ -19,6 +19,7 @@ from luban.models.bag import bigram_buckets
 from luban.models.config_checks import check_choice, check_shares, check_sizes
 from luban.models.crf import Crf
 from luban.models.dropout import dropout
+from luban.models.head import Head
 from luban.models.modern_encoder import ModernEncoder, ModernEncoderConfig
 from luban.models.recurrent import RecurrentLayers
 
@@ -118,7 +119,7 @@ class Tagger(nn.Module):
                 config.network, inputs, width, config.layers, bidirectional=True, dropout=config.dropout
             )
             hidden = self.encoder.states_width
-        self.output = nn.Linear(hidden, config.tags)
+        self.output = Head(hidden, config.tags)
         self.crf = None
         if config.crf:
             self.crf = Crf(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luban.errors import InputError
 from luban.models.config_checks import check_shares, check_sizes
 from luban.models.dropout import dropout
+from luban.models.head import Head
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class TextCnn(nn.Module):
         self.filters = nn.ModuleList(
             nn.Conv1d(config.width, config.filters, window, padding=window - 1) for window in config.windows
         )
-        self.output = nn.Linear(config.filters * len(config.windows), config.outputs)
+        self.output = Head(config.filters * len(config.windows), config.outputs)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

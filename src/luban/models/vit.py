@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from luban.errors import InputError
 from luban.models.config_checks import check_heads, check_shares, check_sizes
 from luban.models.dropout import dropout
+from luban.models.head import Head
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         self.vit = Stack(config)
-        self.classifier = nn.Linear(config.width, config.classes)
+        self.classifier = Head(config.width, config.classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

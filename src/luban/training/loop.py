@@ -109,8 +109,7 @@ class Loop:
         self.schedule = Schedule(recipe)
         self.budget = Budget(recipe, learner.epoch)
         self._frozen_norms = freeze(learner.model, recipe.freeze)
-        named = learner.model.named_parameters(remove_duplicate=False)
-        self.optimizer: Optimizer = build_optimizer(named, recipe)
+        self.optimizer: Optimizer = build_optimizer(learner.model, recipe)
         self.progress = Progress()
         self._saved_step, self._saved_at, self._evaluated_at = -1, 0.0, 0.0
 

@@ -123,7 +123,7 @@ class _Stack:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon over two-dimensional parameters.
+    """Muon over matrices, and filters as matrices: a filter of a convolution is a row.
 
     The update of a (rows, columns) matrix is scaled by 0.2 sqrt(max(rows, columns)), which gives it the root
     mean square AdamW's updates have, so that one learning rate and one weight decay serve both (Liu et al.).
@@ -138,7 +138,7 @@ class Muon(torch.optim.Optimizer):
         coefficients, frobenius: as `orthogonalise` takes them.
 
     Raises:
-        ValueError: for a parameter that is not a matrix.
+        ValueError: for a parameter of fewer than two dimensions.
     """
 
     def __init__(
@@ -161,19 +161,19 @@ class Muon(torch.optim.Optimizer):
         alike: dict[Any, list[tuple[nn.Parameter, dict[str, Any]]]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.ndim != 2:
+                if parameter.ndim < 2:
                     raise ValueError(
                         f"Muon takes matrices; received a parameter of shape {tuple(parameter.shape)}"
                     )
-                kind = (parameter.shape, parameter.dtype, parameter.device)
+                kind = (parameter.flatten(1).shape, parameter.dtype, parameter.device)
                 alike.setdefault(kind, []).append((parameter, group))
         return alike
 
     def _stack(self, alike: list[tuple[nn.Parameter, dict[str, Any]]]) -> _Stack:
         parameters, groups = [parameter for parameter, _ in alike], [group for _, group in alike]
-        momentum = torch.zeros_like(parameters[0]).expand(len(parameters), -1, -1).clone()
+        momentum = torch.zeros_like(parameters[0].flatten(1)).expand(len(parameters), -1, -1).clone()
         for parameter, own in zip(parameters, momentum.unbind(), strict=True):
-            self.state[parameter]["momentum_buffer"] = own
+            self.state[parameter]["momentum_buffer"] = own.view(parameter.shape)
         return _Stack(parameters, groups, momentum)
 
     @torch.no_grad()
@@ -187,7 +187,7 @@ class Muon(torch.optim.Optimizer):
         if not present:
             return
         parameters = [stack.parameters[i] for i in present]
-        update = torch.stack([p.grad for p in parameters if p.grad is not None])
+        update = torch.stack([p.grad.flatten(1) for p in parameters if p.grad is not None])
         whole = len(present) == len(stack.parameters)
         momentum = stack.momentum if whole else stack.momentum[present]
         momentum.lerp_(update, 1 - self._mix)
@@ -199,4 +199,6 @@ class Muon(torch.optim.Optimizer):
         groups = [stack.groups[i] for i in present]
         for parameter, group, own in zip(parameters, groups, direction.unbind(), strict=True):
             rate = group["lr"]
-            parameter.mul_(1 - rate * group["weight_decay"]).add_(own, alpha=-rate * size)
+            parameter.mul_(1 - rate * group["weight_decay"]).add_(
+                own.view(parameter.shape), alpha=-rate * size
+            )

@@ -7,18 +7,20 @@ gradient, with SGD, RMSprop and Adam it is added to the gradient, as torch does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from luban.errors import CheckpointError
+from luban.models.head import Head
 from luban.recipe import TrainRecipe, settled
 from luban.training.muon import Muon
 from luban.training.parameters import Group, Named, grouped
 
-_EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")
+_HIDDEN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.RNNBase)
+_NOT_HIDDEN = (Head, nn.Embedding)
 _STATES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.SGD: ("momentum_buffer",),
     torch.optim.RMSprop: ("step", "square_avg"),
@@ -121,15 +123,15 @@ class Optimizer:
                 yield self._names[parameter], part.state.get(parameter, {})
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe: TrainRecipe) -> Optimizer:
-    """Build the optimizer a recipe names.
+def build_optimizer(model: nn.Module, recipe: TrainRecipe) -> Optimizer:
+    """Build the optimizer a recipe names, for the parameters of a model.
 
     - `sgd`: `momentum`, and Nesterov's form of it where there is any.
     - `rmsprop`: the mean of squares decays by `betas[1]`; no momentum, as Tieleman and Hinton (2012) have it.
     - `adam` (Kingma and Ba, 2015), `adamw` (Loshchilov and Hutter, 2019): `betas`.
-    - `muon`: `momentum` and `nesterov` for the matrices of hidden layers. AdamW, with the same learning rate,
-      for all else: vectors, and the embeddings and output head, known by "embed", "lm_head", "wte" or "wpe"
-      in the name.
+    - `muon`: `momentum` and `nesterov` for the matrices of hidden layers: those of `nn.Linear`, convolutions (a
+      filter is a row) and recurrent layers. AdamW, with the same learning rate, for all else: vectors, embeddings,
+      the output matrix (`luban.models.head.Head`), and what a network holds as a bare parameter.
 
     Frozen parameters are left out; of one parameter with two names the first name counts. The recipe's groups have
     their own multiple of the learning rate and their own weight decay, with every optimizer.
@@ -141,31 +143,48 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe
     Example:
         >>> layer = nn.Linear(4, 4)
         >>> recipe = TrainRecipe(steps=1, optimizer="adamw", learning_rate=1e-3)
-        >>> optimizer = build_optimizer(layer.named_parameters(), recipe)
+        >>> optimizer = build_optimizer(layer, recipe)
         >>> layer(torch.ones(1, 4)).sum().backward()
         >>> optimizer.step()
         >>> sorted(optimizer.state()[0])[:3]
         ['bias.exp_avg', 'bias.exp_avg_sq', 'bias.step']
     """
+    named_parameters = model.named_parameters(remove_duplicate=False)
     groups = grouped(named_parameters, recipe.groups, recipe.weight_decay)
     named = [pair for group in groups for pair in group.named]
     if recipe.optimizer != "muon":
         return Optimizer(recipe.optimizer, [_torch_optimizer(recipe.optimizer, groups, recipe)], named)
     parts: list[torch.optim.Optimizer] = []
-    if hidden := _those(groups, _is_hidden):
-        parts.append(_muon(hidden, recipe))
-    if rest := _those(groups, lambda name, parameter: not _is_hidden(name, parameter)):
+    hidden = hidden_matrices(model)
+    if those := _those(groups, lambda parameter: parameter in hidden):
+        parts.append(_muon(those, recipe))
+    if rest := _those(groups, lambda parameter: parameter not in hidden):
         parts.append(_torch_optimizer("adamw", rest, recipe))
     return Optimizer("muon", parts, named)
 
 
-def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and not any(word in name for word in _EMBEDDINGS)
+def hidden_matrices(model: nn.Module) -> Set[nn.Parameter]:
+    """Return the matrices that lead from one hidden layer to the next; one tied to an embedding is none.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), Head(4, 9))
+        >>> [tuple(matrix.shape) for matrix in hidden_matrices(model)]
+        [(4, 4)]
+    """
+    found: list[nn.Parameter] = []
+    others: set[nn.Parameter] = set()
+    for module in model.modules():
+        own = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim >= 2]
+        if isinstance(module, _NOT_HIDDEN):
+            others.update(own)
+        elif isinstance(module, _HIDDEN):
+            found += own
+    return {parameter for parameter in found if parameter not in others}
 
 
-def _those(groups: Sequence[Group], wanted: Callable[[str, nn.Parameter], bool]) -> list[Group]:
+def _those(groups: Sequence[Group], wanted: Callable[[nn.Parameter], bool]) -> list[Group]:
     """Return the groups with only the parameters wanted; those left with none are dropped."""
-    kept = [([pair for pair in group.named if wanted(*pair)], group) for group in groups]
+    kept = [([pair for pair in group.named if wanted(pair[1])], group) for group in groups]
     return [Group(named, group.rate, group.weight_decay) for named, group in kept if named]
 
 

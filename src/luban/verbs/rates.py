@@ -176,10 +176,7 @@ def _sweep(
     model.train()
     for frozen in freeze(model, settings.freeze):
         frozen.eval()
-    optimizer = build_optimizer(
-        model.named_parameters(remove_duplicate=False),
-        settings.model_copy(update={"learning_rate": 1.0}),
-    )
+    optimizer = build_optimizer(model, settings.model_copy(update={"learning_rate": 1.0}))
     gradients = Gradients(
         learner, Alone(), seed=settings.seed, forward=forward, l1=settings.l1, clip=settings.clip
     )
