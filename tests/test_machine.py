@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -75,9 +76,13 @@ def test_what_is_not_there_is_refused() -> None:
 
 
 def test_larger_work_takes_longer() -> None:
-    small = 2 * 64**3 / machine.measure_matmul(torch.float32, 64)
-    large = 2 * 512**3 / machine.measure_matmul(torch.float32, 512)
-    assert large > 5 * small
+    def ratio() -> float:
+        small = 2 * 64**3 / machine.measure_matmul(torch.float32, 64)
+        return 2 * 512**3 / machine.measure_matmul(torch.float32, 512) / small
+
+    assert any(
+        ratio() > 5 for _ in range(5)
+    )  # neighbours may stop a process for as long as the small one takes
 
 
 @pytest.mark.parametrize(
@@ -172,3 +177,32 @@ def _write(folder: Path, files: dict[str, str]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
+
+
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    """In a process of its own: the setting stays for good. Faults are counted, not seconds."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("only glibc's allocator is told to keep memory")
+    code = """
+import resource, sys, torch
+from luban.machine import keep_memory
+if sys.argv[1] == "keep":
+    assert keep_memory()
+def step():
+    held = [torch.ones(1 << 21) for _ in range(8)]  # 8 MB each
+    return sum(x[0] for x in held)
+step(); step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", code, how], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for how in ("keep", "as it comes")
+    }
+    assert faults["keep"] < faults["as it comes"] / 10

@@ -6,6 +6,7 @@ neighbours, and whether bfloat16 is faster depends on the processor and on the w
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.util
 import os
@@ -33,6 +34,9 @@ _PEAK_SIZE = {"cpu": 768, "cuda": 8192}
 _BFLOAT16_GAIN = 1.25
 _COPY_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 _UNLIMITED = 1 << 60
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_KEEP_MEMORY = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: (1 << 31) - 1, _M_TOP_PAD: 64 << 20}
+"""Options of glibc's malloc; 32 MB is the most that it takes as the first of them."""
 _EXTRAS = {
     "data": ("pyarrow", "zstandard"),
     "datasets": ("datasets",),
@@ -203,6 +207,22 @@ def set_threads() -> int:
         share = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(max(1, usable_cores() // share))
     return torch.get_num_threads()
+
+
+def keep_memory() -> bool:
+    """Let the C library keep what tensors free, for the next step asks for the same again; return whether it will.
+
+    As glibc comes, it hands blocks of megabytes back to the system, and every step then begins by taking and
+    clearing its memory page by page: up to a third of the step (benchmarks/LOG.md). With another C library nothing
+    is done. Meant for training, whose process ends with it.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 - there in glibc alone
+        set_option = library.mallopt
+    except (AttributeError, OSError):
+        return False
+    return all(set_option(option, value) for option, value in _KEEP_MEMORY.items())
 
 
 def usable_cores(cgroup: Path = CGROUP, topology: Path = TOPOLOGY) -> int:

@@ -226,3 +226,30 @@ def test_a_parameter_without_gradient_is_left_alone() -> None:
 def test_only_matrices_are_taken() -> None:
     with pytest.raises(ValueError, match=r"received a parameter of shape \(3,\)"):
         Muon([nn.Parameter(torch.zeros(3))], 0.1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("decay", [0.0, 2.5, 7.0])
+def test_in_bfloat16_the_direction_is_the_same_and_no_singular_value_leaves_its_bounds(
+    shape: tuple[int, int], decay: float
+) -> None:
+    stack = matrices(shape, decay=decay)
+    exact = orthogonalise(stack, DEFAULT)
+    rounded = orthogonalise(stack.bfloat16(), DEFAULT).double()
+    assert (exact * rounded).sum() / (exact.norm() * rounded.norm()) > 0.99
+    assert torch.linalg.svdvals(rounded).max() < 1.05
+
+
+def test_products_in_bfloat16_leave_weights_and_momentum_in_float32() -> None:
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(24, 16)) for _ in range(2)]
+    optimizers = [Muon([weights[0]], 0.1), Muon([weights[1]], 0.1, dtype=torch.bfloat16)]
+    with torch.no_grad():
+        weights[1].copy_(weights[0])
+    before = weights[0].detach().clone()
+    for weight, optimizer in zip(weights, optimizers, strict=True):
+        weight.grad = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
+        optimizer.step()
+        assert weight.dtype == optimizer.state[weight]["momentum_buffer"].dtype == torch.float32
+    moved, other = (weight.detach() - before for weight in weights)
+    assert (moved - other).norm() < 0.05 * moved.norm()

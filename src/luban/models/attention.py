@@ -1,4 +1,4 @@
-"""Causal attention: which token sees which, and the mixing itself, shared by every decoder.
+"""Attention: which token sees which, and the mixing itself, shared by every Transformer.
 
 Vaswani et al., "Attention Is All You Need", https://arxiv.org/abs/1706.03762
 """
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luban.errors import InputError
+from luban.models.attention_products import attention_by_products
 from luban.models.cache import Cache
 
 
@@ -65,9 +66,21 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
         queries: (batch, heads, length, head_dim); keys, values: (batch, kv_heads, keys, head_dim), where
         heads is a multiple of kv_heads and consecutive heads share. Returns (batch, heads, length, head_dim).
     """
-    grouped = queries.shape[1] != keys.shape[1]
     # A single query is the last token: it sees every key.
-    causal = mask is None and bool(queries.shape[2] > 1)
+    return mix(queries, keys, values, mask, causal=mask is None and bool(queries.shape[2] > 1))
+
+
+def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+    """Return softmax(q k / sqrt(head_dim)) v over all keys, those the mask lets through, or those up to each query.
+
+    Shapes:
+        as `attend`.
+    """
+    grouped = queries.shape[1] != keys.shape[1]
+    if queries.device.type == "cpu" and queries.requires_grad:
+        if grouped:
+            keys, values = (x.repeat_interleave(queries.shape[1] // x.shape[1], 1) for x in (keys, values))
+        return attention_by_products(queries, keys, values, mask, causal=causal)
     return F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped
     )

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.errors import InputError
+from luban.models.attention import mix
 from luban.models.config_checks import check_heads, check_shares, check_sizes
 from luban.models.dropout import dropout
 from luban.models.head import Head
@@ -103,7 +104,10 @@ class SelfAttention(nn.Module):
         keys = self.key(x).view(split).transpose(1, 2)
         values = self.value(x).view(split).transpose(1, 2)
         share = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, dropout_p=share)
+        if share:
+            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, dropout_p=share)
+        else:
+            mixed = mix(queries, keys, values, seen)
         return mixed.transpose(1, 2).flatten(2)
 
 

@@ -112,6 +112,7 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
     Shapes:
         x: (batch, length, heads, head_dim); cosines, sines: (length, 1, head_dim), or with the batch before.
+        Returns the shape and dtype of `x`.
     """
     first, second = x.chunk(2, dim=-1)
-    return x * cosines + torch.cat((-second, first), dim=-1) * sines
+    return (x * cosines + torch.cat((-second, first), dim=-1) * sines).to(x.dtype)

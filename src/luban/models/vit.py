@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.errors import InputError
+from luban.models.attention import mix
 from luban.models.config_checks import check_heads, check_shares, check_sizes
 from luban.models.dropout import dropout
 from luban.models.head import Head
@@ -85,7 +86,7 @@ class Attention(nn.Module):
         queries = self.q_proj(x).view(split).transpose(1, 2)  # (batch, heads, tokens, head_dim)
         keys = self.k_proj(x).view(split).transpose(1, 2)
         values = self.v_proj(x).view(split).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        mixed = mix(queries, keys, values)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -11,7 +11,7 @@ import shutil
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from luban.training.checkpoints import Checkpoints
 from luban.training.compiling import Compiling
 from luban.training.loop import Loop
 from luban.training.parallel import Alone, Plan
+from luban.training.precision import forward_in
 
 STEPS, MOST_STEPS, SECONDS = 5, 40, 2.5
 """Steps go on for so many seconds, but for no fewer and no more steps than these: the first ones are slow, and single
@@ -91,7 +92,7 @@ def rehearse(
     folder: Path,
     *,
     ranks: int = 1,
-    forward: Callable[[], contextlib.AbstractContextManager[Any]],
+    dtype: torch.dtype,
     stop: StopRequest,
     fs: FileSystem = DISK,
 ) -> Rehearsal:
@@ -102,7 +103,7 @@ def rehearse(
         settings: the run's.
         folder: where the run will keep its checkpoints; what is written there is removed again.
         ranks: how many processes share each batch; this one rehearses its share alone.
-        forward: context of the forward pass, for instance autocast.
+        dtype: what the run computes in.
         stop: a signal ends the rehearsal.
 
     Raises:
@@ -113,14 +114,14 @@ def rehearse(
     before = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
 
     def perform(steps: int) -> tuple[_Timings, int]:
-        return _perform(task, settings, scratch, _Share(ranks), forward, stop, fs, steps)
+        return _perform(task, settings, scratch, _Share(ranks), dtype, stop, fs, steps)
 
     try:
         timings, checkpoint_bytes = perform(STEPS)
         steps = min(MOST_STEPS, int(SECONDS / max(statistics.median(timings.took("train")), 1e-9)))
         if steps > STEPS:
             timings, checkpoint_bytes = perform(steps)
-        final_seconds = _final(task, forward)
+        final_seconds = _final(task, dtype)
     except Stopped as error:
         raise Stopped(f"stopped by {stop.reason} before step 1") from error
     finally:
@@ -147,7 +148,7 @@ def _perform(
     settings: TrainRecipe,
     scratch: Path,
     plan: Plan,
-    forward: Callable[[], contextlib.AbstractContextManager[Any]],
+    dtype: torch.dtype,
     stop: StopRequest,
     fs: FileSystem,
     steps: int,
@@ -184,7 +185,7 @@ def _perform(
         minimise=task.minimise,
         checkpoints=Checkpoints(scratch, keep=2, warn=lambda _: None, fs=fs),
         record=timings,
-        forward=forward,
+        dtype=dtype,
         stop=stop,
         compiling=Compiling(task.model, wanted=False, tell=lambda _: None),
     )
@@ -194,10 +195,10 @@ def _perform(
     return timings, sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
 
 
-def _final(task: Learner, forward: Callable[[], contextlib.AbstractContextManager[Any]]) -> float:
+def _final(task: Learner, dtype: torch.dtype) -> float:
     """Return how long the evaluation of all held-out data should take, from its largest batch."""
     task.model.eval()
-    best = float("inf")
+    best, forward = float("inf"), forward_in(dtype, next(task.model.parameters()).device)
     with torch.no_grad(), forward():
         for _ in range(2):
             started = time.monotonic()

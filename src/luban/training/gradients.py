@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +13,7 @@ from luban.errors import OutOfMemory
 from luban.training.learner import Batch, Learner
 from luban.training.memory import is_out_of_memory, reason
 from luban.training.parallel import Plan
-
-Forward = Callable[[], contextlib.AbstractContextManager[Any]]
+from luban.training.precision import Forward
 
 
 @dataclass(frozen=True)

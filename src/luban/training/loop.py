@@ -9,13 +9,11 @@ was not, when its budget is steps or tokens.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +31,7 @@ from luban.training.nonfinite import NAMED, PATIENCE, SHOWN, evidence, not_finit
 from luban.training.optimizers import Optimizer, build_optimizer
 from luban.training.parallel import Plan
 from luban.training.parameters import freeze
+from luban.training.precision import forward_in
 from luban.training.progress import Progress
 from luban.training.schedules import Budget, Schedule
 
@@ -68,7 +67,7 @@ class Loop:
         minimise: whether a smaller value of that figure is better.
         checkpoints: where to save.
         record: where to log.
-        forward: context in which the forward pass runs, for instance autocast.
+        dtype: what the forward pass and the optimizer's matrix products are computed in.
         stop: asked at every step boundary.
         compiling: compiles the model before the first step, or leaves it.
         faults: points at which a test makes the process die.
@@ -88,7 +87,7 @@ class Loop:
         minimise: bool,
         checkpoints: Checkpoints,
         record: Record,
-        forward: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        dtype: torch.dtype = torch.float32,
         stop: StopRequest,
         compiling: Compiling,
         faults: Faults = NO_FAULTS,
@@ -99,17 +98,18 @@ class Loop:
     ) -> None:
         self.learner, self.recipe, self.plan = learner, recipe, plan
         self._evaluate, self._minimise = evaluate, minimise
-        self.checkpoints, self._record, self._forward = checkpoints, record, forward
+        self.checkpoints, self._record = checkpoints, record
+        self._forward = forward_in(dtype, next(learner.model.parameters()).device)
         self._stop, self.compiling, self._faults = stop, compiling, faults
         self._clock, self._watch, self._tell = clock, watch, tell
         self._evaluations = evaluations
         self._gradients = Gradients(
-            learner, plan, seed=recipe.seed, forward=forward, l1=recipe.l1, clip=recipe.clip
+            learner, plan, seed=recipe.seed, forward=self._forward, l1=recipe.l1, clip=recipe.clip
         )
         self.schedule = Schedule(recipe)
         self.budget = Budget(recipe, learner.epoch)
         self._frozen_norms = freeze(learner.model, recipe.freeze)
-        self.optimizer: Optimizer = build_optimizer(learner.model, recipe)
+        self.optimizer: Optimizer = build_optimizer(learner.model, recipe, dtype)
         self.progress = Progress()
         self._saved_step, self._saved_at, self._evaluated_at = -1, 0.0, 0.0
 

@@ -3,7 +3,8 @@
 Notable here:
 - Matrices of one shape are stacked and go through one batched iteration; the momentum lives stacked.
 - Nothing is transposed: a tall matrix is multiplied from the right, a wide one from the left.
-- A matrix with one side more than 1.5 times the other iterates on its small Gram matrix.
+- A matrix with one side more than 1.5 times the other iterates on its small Gram matrix, in float32.
+- Products may be in bfloat16, four times as fast where the processor has it; momentum and weights stay float32.
 - The spectral norm is bounded through the square of the Gram matrix, which the first iteration needs anyway.
   That bound is tighter than the Frobenius norm: 1.4 to 2.9 times for momenta met in training, 6 times for 128
   equal singular values. So four iterations do what took five.
@@ -49,6 +50,7 @@ DEFAULT: Coefficients = (
 _GRAM_PAYS = 1.5
 _TINY = 1e-30
 _LEAST_BOUND = 1e-6
+_SLACK = 1.02
 
 
 def orthogonalise(matrices: Tensor, coefficients: Coefficients, *, frobenius: bool = False) -> Tensor:
@@ -57,10 +59,11 @@ def orthogonalise(matrices: Tensor, coefficients: Coefficients, *, frobenius: bo
     One iteration is X <- a X + b (X X') X + c (X X')^2 X. Where the short side is under two thirds of the
     long one the product of all iterations is built on the Gram matrix A = X X' (they commute): P <- (a + b A
     + c A^2) P, and P meets X once. That costs 2 r + 4 k - 3 products of the short side's cube instead of k (2
-    r + 1), for k iterations and sides in the ratio r.
+    r + 1), for k iterations and sides in the ratio r. In bfloat16 that product loses the small singular values, so
+    the matrix itself is iterated, and every iteration leaves two percent of room for what rounding adds.
 
     Arguments:
-        matrices: (batch, rows, columns); not altered. A zero matrix stays zero.
+        matrices: (batch, rows, columns), in the dtype of the products; not altered. A zero matrix stays zero.
         coefficients: (a, b, c) of every iteration.
         frobenius: divide by the Frobenius norm first, as the papers do, instead of the tighter bound
             (sum of the eighth powers of the singular values) ** (1/8).
@@ -71,25 +74,42 @@ def orthogonalise(matrices: Tensor, coefficients: Coefficients, *, frobenius: bo
         True
     """
     _, rows, columns = matrices.shape
-    wide = rows <= columns
+    wide, narrow = rows <= columns, matrices.dtype == torch.bfloat16
+    slack = _SLACK if narrow else 1.0
     gram = torch.bmm(matrices, matrices.mT) if wide else torch.bmm(matrices.mT, matrices)
-    trace = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min_(_TINY).view(-1, 1, 1)
+    trace = _wide(gram.diagonal(dim1=1, dim2=2)).sum(1).clamp_min_(_TINY).view(-1, 1, 1)
     gram = gram.div_(trace)
     square = torch.bmm(gram, gram)
-    scale = trace.rsqrt()
+    bound = torch.ones_like(trace)
     if not frobenius:
-        bound = square.flatten(1).norm(dim=1).sqrt_().clamp_min_(_LEAST_BOUND).view(-1, 1, 1)
-        gram, square, scale = gram.div_(bound), square.div_(bound * bound), scale * bound.rsqrt()
+        bound = _wide(square).flatten(1).norm(dim=1).sqrt_().clamp_min_(_LEAST_BOUND).view(-1, 1, 1)
+    bound = bound * slack**2  # of the Gram matrix, whose singular values are squares
+    gram, square, scale = gram.div_(bound), square.div_(bound * bound), (trace * bound).rsqrt()
+    if narrow or max(rows, columns) <= _GRAM_PAYS * min(rows, columns):
+        cushioned = [(a / slack, b / slack**3, c / slack**5) for a, b, c in coefficients[1:]]
+        scaled = matrices * scale.to(matrices.dtype)
+        return _iterate(scaled, gram, square, [coefficients[0], *cushioned], wide=wide)
     first = _polynomial(gram, square, coefficients[0])
-    if max(rows, columns) > _GRAM_PAYS * min(rows, columns):
-        factor = _through_gram(gram, first, coefficients) if len(coefficients) > 1 else first
-        factor = factor.mul_(scale)
-        return torch.bmm(factor, matrices) if wide else torch.bmm(matrices, factor)
-    first = first.mul_(scale)
-    result = torch.bmm(first, matrices) if wide else torch.bmm(matrices, first)
-    for a, b, c in coefficients[1:]:
-        gram = torch.bmm(result, result.mT, out=gram) if wide else torch.bmm(result.mT, result, out=gram)
-        bent = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor = _through_gram(gram, first, coefficients) if len(coefficients) > 1 else first
+    factor = factor.mul_(scale)
+    return torch.bmm(factor, matrices) if wide else torch.bmm(matrices, factor)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def _iterate(
+    result: Tensor, gram: Tensor, square: Tensor, coefficients: Coefficients, *, wide: bool
+) -> Tensor:
+    """Iterate on the matrices themselves; `gram` is theirs, `square` its square, and their storage is used."""
+    for number, (a, b, c) in enumerate(coefficients):
+        if number == 0:
+            bent = square.mul_(c).add_(gram, alpha=b)
+        else:
+            left, right = (result, result.mT) if wide else (result.mT, result)
+            gram = torch.bmm(left, right, out=gram)
+            bent = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         left, right = (bent, result) if wide else (result, bent)
         result = torch.baddbmm(result, left, right, beta=a)
     return result
@@ -136,6 +156,7 @@ class Muon(torch.optim.Optimizer):
         momentum, nesterov: an exponential mean of gradients, and whether the gradient is mixed in once more.
         weight_decay: share of the weight removed per unit of learning rate.
         coefficients, frobenius: as `orthogonalise` takes them.
+        dtype: of the matrix products.
 
     Raises:
         ValueError: for a parameter of fewer than two dimensions.
@@ -151,10 +172,11 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         coefficients: Coefficients = DEFAULT,
         frobenius: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(parameters, {"lr": learning_rate, "weight_decay": weight_decay})
         self._mix, self._nesterov = momentum, nesterov
-        self._coefficients, self._frobenius = tuple(coefficients), frobenius
+        self._coefficients, self._frobenius, self._dtype = tuple(coefficients), frobenius, dtype
         self._stacks = [self._stack(alike) for alike in self._by_shape().values()]
 
     def _by_shape(self) -> dict[Any, list[tuple[nn.Parameter, dict[str, Any]]]]:
@@ -194,6 +216,8 @@ class Muon(torch.optim.Optimizer):
         if not whole:
             stack.momentum[present] = momentum
         source = update.lerp_(momentum, self._mix) if self._nesterov else momentum
+        if self._dtype == torch.bfloat16:
+            source = source.to(self._dtype)
         direction = orthogonalise(source, self._coefficients, frobenius=self._frobenius)
         size = 0.2 * math.sqrt(max(direction.shape[1:]))
         groups = [stack.groups[i] for i in present]

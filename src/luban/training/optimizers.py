@@ -123,7 +123,7 @@ class Optimizer:
                 yield self._names[parameter], part.state.get(parameter, {})
 
 
-def build_optimizer(model: nn.Module, recipe: TrainRecipe) -> Optimizer:
+def build_optimizer(model: nn.Module, recipe: TrainRecipe, dtype: torch.dtype = torch.float32) -> Optimizer:
     """Build the optimizer a recipe names, for the parameters of a model.
 
     - `sgd`: `momentum`, and Nesterov's form of it where there is any.
@@ -133,8 +133,9 @@ def build_optimizer(model: nn.Module, recipe: TrainRecipe) -> Optimizer:
       filter is a row) and recurrent layers. AdamW, with the same learning rate, for all else: vectors, embeddings,
       the output matrix (`luban.models.head.Head`), and what a network holds as a bare parameter.
 
-    Frozen parameters are left out; of one parameter with two names the first name counts. The recipe's groups have
-    their own multiple of the learning rate and their own weight decay, with every optimizer.
+    `dtype` is that of Muon's matrix products; state and weights are float32. Frozen parameters are left out; of one
+    parameter with two names the first name counts. The recipe's groups have their own multiple of the learning rate
+    and their own weight decay, with every optimizer.
 
     Raises:
         RecipeError: when a group of the recipe has no parameters.
@@ -157,7 +158,7 @@ def build_optimizer(model: nn.Module, recipe: TrainRecipe) -> Optimizer:
     parts: list[torch.optim.Optimizer] = []
     hidden = hidden_matrices(model)
     if those := _those(groups, lambda parameter: parameter in hidden):
-        parts.append(_muon(those, recipe))
+        parts.append(_muon(those, recipe, dtype))
     if rest := _those(groups, lambda parameter: parameter not in hidden):
         parts.append(_torch_optimizer("adamw", rest, recipe))
     return Optimizer("muon", parts, named)
@@ -188,7 +189,7 @@ def _those(groups: Sequence[Group], wanted: Callable[[nn.Parameter], bool]) -> l
     return [Group(named, group.rate, group.weight_decay) for named, group in kept if named]
 
 
-def _muon(groups: Sequence[Group], recipe: TrainRecipe) -> Muon:
+def _muon(groups: Sequence[Group], recipe: TrainRecipe, dtype: torch.dtype) -> Muon:
     rate = settled(recipe.learning_rate, "train.learning_rate")
     return Muon(
         [
@@ -198,6 +199,7 @@ def _muon(groups: Sequence[Group], recipe: TrainRecipe) -> Muon:
         rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
+        dtype=dtype,
     )
 
 

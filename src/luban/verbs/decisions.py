@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from luban.console import Show, duration, short
 from luban.durable import FileSystem, folder_bytes
@@ -20,6 +17,7 @@ from luban.recipe import BUDGETS, Recipe, TrainRecipe
 from luban.signals import StopRequest
 from luban.tasks.base import Choice, Data, Learner, Machine, Task
 from luban.training.compiling import pays
+from luban.training.precision import dtype_named
 
 
 def settle(recipe: Recipe, kind: type[Task], data: Any, start: Any) -> tuple[Recipe, dict[str, Choice]]:
@@ -48,13 +46,6 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
             mapping[section].update(dict.fromkeys(BUDGETS))
         mapping[section][key] = value
     return type(recipe).model_validate(mapping)
-
-
-def forward_in(dtype: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Return the context in which the forward pass runs at that dtype."""
-    if dtype == "bfloat16":
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext
 
 
 def measure_machine(task: Learner, wanted: str) -> MachineReport:
@@ -95,10 +86,8 @@ def decide(
         ranks: how many processes share each batch.
         data_bytes: prepared data within the run folder.
     """
-    device = next(task.model.parameters()).device
-    rehearsal = rehearse(
-        task, settings, folder, ranks=ranks, forward=forward_in(machine.dtype, device), stop=stop, fs=fs
-    )
+    dtype = dtype_named(machine.dtype)
+    rehearsal = rehearse(task, settings, folder, ranks=ranks, dtype=dtype, stop=stop, fs=fs)
     evaluations = evaluations_of(settings, rehearsal)
     model_bytes = sum(p.numel() * p.element_size() for p in task.model.parameters())
 

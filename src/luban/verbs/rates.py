@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from luban import tasks
 from luban.console import Show
 from luban.durable import storage_errors
@@ -23,14 +25,14 @@ from luban.recipe import TrainRecipe
 from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
-from luban.training.gradients import Forward, Gradients
+from luban.training.gradients import Gradients
 from luban.training.learner import Learner
 from luban.training.nonfinite import number
 from luban.training.optimizers import build_optimizer
 from luban.training.parallel import Alone
 from luban.training.parameters import freeze
+from luban.training.precision import dtype_named, forward_in
 from luban.verbs.beginning import Begun, begin, with_its_tokenizer
-from luban.verbs.decisions import forward_in
 
 STEPS, LOWEST, HIGHEST = 100, 1e-6, 1.0
 DIVERGED = 4.0
@@ -98,7 +100,7 @@ def rates(
             steps=steps,
             lowest=lowest,
             highest=highest,
-            forward=forward_in(begun.plan["dtype"], next(begun.task.model.parameters()).device),
+            dtype=dtype_named(begun.plan["dtype"]),
             stop=stop.check,
         )
         show.clear()
@@ -122,7 +124,7 @@ def find_rates(
     steps: int = STEPS,
     lowest: float = LOWEST,
     highest: float = HIGHEST,
-    forward: Forward = contextlib.nullcontext,
+    dtype: torch.dtype = torch.float32,
     stop: Callable[[], None] = lambda: None,
 ) -> Rates:
     """Train with a rate that rises from `lowest` to `highest`, until the loss diverges; then put the weights back.
@@ -135,7 +137,7 @@ def find_rates(
         settings: the run's; its learning rate and its schedule do not matter.
         steps: how many rates are tried, at equal ratios.
         lowest, highest: the first and the last of them.
-        forward: context of the forward pass, for instance autocast.
+        dtype: what the forward pass and the optimizer's matrix products are computed in.
         stop: called before each step; raises to end the test.
 
     Raises:
@@ -153,7 +155,7 @@ def find_rates(
     training = [module.training for module in model.modules()]
     tried = [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
     try:
-        losses, diverged = _sweep(learner, settings, tried, forward, stop)
+        losses, diverged = _sweep(learner, settings, tried, dtype, stop)
     finally:
         model.load_state_dict(before)
         model.zero_grad(set_to_none=True)
@@ -168,7 +170,7 @@ def _sweep(
     learner: Learner,
     settings: TrainRecipe,
     tried: Sequence[float],
-    forward: Forward,
+    dtype: torch.dtype,
     stop: Callable[[], None],
 ) -> tuple[list[float], bool]:
     """Take the steps; return the loss at the start and after each rate, and whether the last of them diverges."""
@@ -176,9 +178,14 @@ def _sweep(
     model.train()
     for frozen in freeze(model, settings.freeze):
         frozen.eval()
-    optimizer = build_optimizer(model, settings.model_copy(update={"learning_rate": 1.0}))
+    optimizer = build_optimizer(model, settings.model_copy(update={"learning_rate": 1.0}), dtype)
     gradients = Gradients(
-        learner, Alone(), seed=settings.seed, forward=forward, l1=settings.l1, clip=settings.clip
+        learner,
+        Alone(),
+        seed=settings.seed,
+        forward=forward_in(dtype, next(model.parameters()).device),
+        l1=settings.l1,
+        clip=settings.clip,
     )
     for step in range(len(tried) + 1):
         stop()

@@ -30,9 +30,9 @@ from luban.training.faults import NO_FAULTS, Faults
 from luban.training.loop import EVALUATIONS, Loop, Progress
 from luban.training.memory import memory_errors
 from luban.training.parallel import Plan, plan_from_environment, together
+from luban.training.precision import dtype_named
 from luban.verbs.beginning import begin, with_its_tokenizer
 from luban.verbs.card import model_card
-from luban.verbs.decisions import forward_in
 from luban.verbs.folds import folds_of, train_folds
 from luban.verbs.records import RunRecord, SilentRecord, require_loggers
 
@@ -218,7 +218,6 @@ class _Training:
 
     def _loop(self, task: Learner, machine: MachineReport, plan: Mapping[str, Any]) -> Loop:
         run, show, settings = self.run, self.tools.show, self.recipe.train
-        device = next(task.model.parameters()).device
 
         def evaluate(step: int) -> Mapping[str, float]:
             figures = task.quick()
@@ -250,7 +249,7 @@ class _Training:
                 run.checkpoints, keep=settings.keep, warn=self._warn, fs=run.fs, sets_aside=self.first
             ),
             record=self.record,
-            forward=forward_in(plan["dtype"], device),
+            dtype=dtype_named(plan["dtype"]),
             stop=self.tools.stop,
             compiling=Compiling(task.model, wanted=bool(plan["compile"]), tell=self._warn),
             faults=self.tools.faults,
