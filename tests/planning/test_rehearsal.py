@@ -1,6 +1,5 @@
 """A rehearsal changes nothing: not the weights, not the folder, not what the run then does."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def task(text_for_planning: Path, tmp_path_factory: pytest.TempPathFactory) -> T
 
 def run(task: Task, folder: Path, **more: Any) -> Any:
     settings = task.settings.train  # type: ignore[attr-defined]
-    options = {"forward": contextlib.nullcontext, "stop": StopRequest(), "fs": DISK} | more
+    options = {"dtype": torch.float32, "stop": StopRequest(), "fs": DISK} | more
     return rehearse(task, settings, folder, **options)
 
 

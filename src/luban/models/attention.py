@@ -70,7 +70,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
     return mix(queries, keys, values, mask, causal=mask is None and bool(queries.shape[2] > 1))
 
 
-def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+def mix(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
     """Return softmax(q k / sqrt(head_dim)) v over all keys, those the mask lets through, or those up to each query.
 
     Shapes:

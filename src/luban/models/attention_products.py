@@ -12,11 +12,12 @@ memory grows with the length and not with its square.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 QUERIES = 128
 """Queries in a block."""
@@ -193,3 +194,15 @@ def _differentiate(ctx: Any, gradients: list[Tensor]) -> tuple[Tensor | None, ..
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.luban.attention)
+def _forward_flops(queries: Sequence[int], keys: Sequence[int], *_: Any, **__: Any) -> int:
+    """Return the FLOPs of two products over every pair of query and key, seen or not, as torch counts its own."""
+    return 2 * 2 * math.prod(queries) * keys[2]
+
+
+@register_flop_formula(torch.ops.luban.attention_backward)
+def _backward_flops(_: Any, queries: Sequence[int], keys: Sequence[int], *__: Any, **___: Any) -> int:
+    """Return those of four; what is computed again to save memory is not counted."""
+    return 2 * _forward_flops(queries, keys)
