@@ -238,3 +238,13 @@ def test_dropout_changes_training_only() -> None:
         assert not torch.equal(module(ids(1, 6)), module(ids(1, 6)))
         module.eval()
         assert torch.equal(module(ids(1, 6)), module(ids(1, 6)))
+
+
+def test_under_autocast_a_norm_gives_what_the_products_read() -> None:
+    torch.manual_seed(0)
+    x, norm = torch.randn(3, 16, requires_grad=True), RMSNorm(16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = norm(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, norm(x).bfloat16(), atol=0, rtol=0)
+    assert torch.autograd.grad(out.float().square().sum(), x)[0].dtype == torch.float32

@@ -11,7 +11,7 @@ import shutil
 import statistics
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from luban.training.loop import Loop
 from luban.training.parallel import Alone, Plan
 from luban.training.precision import forward_in
 
-STEPS, MOST_STEPS, SECONDS = 5, 40, 2.5
+STEPS, MOST_STEPS, SECONDS = 5, 40, 1.2
 """Steps go on for so many seconds, but for no fewer and no more steps than these: the first ones are slow, and single
 short ones wander."""
 
@@ -113,14 +113,23 @@ def rehearse(
     scratch = folder / f".rehearsal.{uuid.uuid4().hex[:8]}.tmp"
     before = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
 
-    def perform(steps: int) -> tuple[_Timings, int]:
-        return _perform(task, settings, scratch, _Share(ranks), dtype, stop, fs, steps)
+    def perform(steps: int, evaluate: Callable[[int], Mapping[str, float]]) -> tuple[_Timings, int]:
+        return _perform(task, settings, scratch, _Share(ranks), dtype, stop, fs, steps, evaluate)
+
+    figures: dict[str, float] = {}
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        del step
+        figures.update(task.quick())
+        task.samples()
+        return figures
 
     try:
-        timings, checkpoint_bytes = perform(STEPS)
-        steps = min(MOST_STEPS, int(SECONDS / max(statistics.median(timings.took("train")), 1e-9)))
-        if steps > STEPS:
-            timings, checkpoint_bytes = perform(steps)
+        timings, checkpoint_bytes = perform(STEPS, evaluate)
+        took = timings.took("train")
+        steps = min(MOST_STEPS, int(SECONDS / max(statistics.median(took), 1e-9)))
+        if steps > STEPS:  # only of steps is more to be learned: what the evaluation costs is known
+            took = perform(steps, lambda _: figures or {"loss": 0.0})[0].took("train")
         final_seconds = _final(task, dtype)
     except Stopped as error:
         raise Stopped(f"stopped by {stop.reason} before step 1") from error
@@ -129,7 +138,7 @@ def rehearse(
             shutil.rmtree(scratch)
         task.model.load_state_dict(before)
         task.model.zero_grad(set_to_none=True)
-    batches, took = task.batches(0, 0, 1), timings.took("train")
+    batches = task.batches(0, 0, 1)
     return Rehearsal(
         # The first steps allocate what the others reuse, and warm the caches.
         step_seconds=statistics.median(took[len(took) // 2 :]),
@@ -152,6 +161,7 @@ def _perform(
     stop: StopRequest,
     fs: FileSystem,
     steps: int,
+    evaluate: Callable[[int], Mapping[str, float]],
 ) -> tuple[_Timings, int]:
     """Run the loop for so many steps, with one evaluation and one checkpoint at its end."""
     fs.remove(scratch)
@@ -170,12 +180,6 @@ def _perform(
             "learning_rate": 1e-9,
         }
     )
-
-    def evaluate(step: int) -> Mapping[str, float]:
-        del step
-        figures = task.quick()
-        task.samples()
-        return figures
 
     loop = Loop(
         task,
