@@ -220,9 +220,11 @@ class Muon(torch.optim.Optimizer):
             source = source.to(self._dtype)
         direction = orthogonalise(source, self._coefficients, frobenius=self._frobenius)
         size = 0.2 * math.sqrt(max(direction.shape[1:]))
-        groups = [stack.groups[i] for i in present]
-        for parameter, group, own in zip(parameters, groups, direction.unbind(), strict=True):
-            rate = group["lr"]
-            parameter.mul_(1 - rate * group["weight_decay"]).add_(
-                own.view(parameter.shape), alpha=-rate * size
-            )
+        for group in self.param_groups:
+            alike = [n for n, i in enumerate(present) if stack.groups[i] is group]
+            if not alike:
+                continue
+            rate, moved = group["lr"], [parameters[n] for n in alike]
+            torch._foreach_mul_(moved, 1 - rate * group["weight_decay"])
+            own = [direction[n].view(parameters[n].shape) for n in alike]
+            torch._foreach_add_(moved, own, alpha=-rate * size)
