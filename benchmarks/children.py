@@ -1,0 +1,91 @@
+"""Runs one candidate in a process of its own and says how long it took and how much memory it held.
+
+The peak is the kernel's for the largest process of the child's family (`ru_maxrss`). Where several processes
+share the work, what all of them hold together is looked at ten times a second (Linux only). A process also
+inherits the peak of the one that started it: nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+UNIT = 1 if sys.platform == "darwin" else 1024
+SHOWN = 8
+
+
+class ChildError(Exception):
+    """A candidate ended without a result; the message is the end of what it wrote."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """What a child's process came to; `together_bytes` is the sum over its family, 0 where nobody looked."""
+
+    seconds: float
+    peak_bytes: int
+    together_bytes: int = 0
+
+
+def held_by_session(session: int) -> int:
+    """Return the memory of all processes of a session, what they share counted once (proportional set size)."""
+    held = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(folder.name)) == session:
+                lines = (folder / "smaps_rollup").read_text().splitlines()
+                held += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except (OSError, ValueError):  # ended meanwhile
+            continue
+    return held
+
+
+def run_child(
+    command: Sequence[str],
+    log: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    limit: float = 900.0,
+    together: bool = False,
+) -> Child:
+    """Run a command to its end, in a session of its own.
+
+    Arguments:
+        command: what to run. log: takes what it writes.
+        environment: set beside this process's own.
+        limit: seconds after which it is ended. together: whether to look at the memory of its whole family.
+
+    Raises:
+        ChildError: when it exits with anything but 0 or takes too long.
+    """
+    began, most = time.monotonic(), 0
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            list(command), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env={**os.environ, **(environment or {})}, start_new_session=True,
+        )  # fmt: skip
+        try:
+            while True:
+                done, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if done:
+                    break
+                if time.monotonic() - began > limit:
+                    raise ChildError(f"took longer than {limit:.0f} s")
+                if together:
+                    most = max(most, held_by_session(process.pid))
+                time.sleep(0.1 if together else 0.05)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            os.waitpid(process.pid, 0)
+            raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+        raise ChildError(f"exit code {process.returncode}: " + "\n".join(lines[-SHOWN:]))
+    return Child(time.monotonic() - began, usage.ru_maxrss * UNIT, most)
