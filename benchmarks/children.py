@@ -26,11 +26,28 @@ class ChildError(Exception):
 
 @dataclass(frozen=True)
 class Child:
-    """What a child's process came to; `together_bytes` is the sum over its family, 0 where nobody looked."""
+    """What a child's process came to.
+
+    Attributes:
+        peak_bytes: of the largest process of its family.
+        neighbours: share of the machine's processors that others took meanwhile; 0 where /proc does not tell.
+        together_bytes: the most that its family held together, 0 where nobody looked.
+    """
 
     seconds: float
     peak_bytes: int
+    neighbours: float = 0.0
     together_bytes: int = 0
+
+
+def busy_seconds() -> float:
+    """Return the processor time that all programs of this machine have had since it started."""
+    try:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, irq, softirq = map(int, words[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def held_by_session(session: int) -> int:
@@ -64,7 +81,7 @@ def run_child(
     Raises:
         ChildError: when it exits with anything but 0 or takes too long.
     """
-    began, most = time.monotonic(), 0
+    began, busy, most = time.monotonic(), busy_seconds(), 0
     with log.open("wb") as file:
         process = subprocess.Popen(
             list(command), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -88,4 +105,6 @@ def run_child(
     if process.returncode:
         lines = log.read_text("utf-8", errors="replace").strip().splitlines()
         raise ChildError(f"exit code {process.returncode}: " + "\n".join(lines[-SHOWN:]))
-    return Child(time.monotonic() - began, usage.ru_maxrss * UNIT, most)
+    seconds = time.monotonic() - began
+    others = max(0.0, busy_seconds() - busy - usage.ru_utime - usage.ru_stime)
+    return Child(seconds, usage.ru_maxrss * UNIT, others / seconds / (os.cpu_count() or 1), most)

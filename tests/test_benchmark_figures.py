@@ -135,6 +135,7 @@ def test_a_childs_memory_is_its_own(load, tmp_path: Path) -> None:
     started = children.run_child([sys.executable, "-c", of_its_child], tmp_path / "log")
     assert small.peak_bytes < 200e6 < own.peak_bytes
     assert started.peak_bytes > 200e6
+    assert all(0.0 <= child.neighbours <= 1.0 for child in (small, own, started))
 
 
 def test_a_child_that_fails_or_hangs_is_told_with_its_last_words(load, tmp_path: Path) -> None:
