@@ -20,7 +20,7 @@ from stages import BATCH, LENGTH, SIMILAR, VOCABULARY, asked
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-END, SHINGLE, PERMUTATIONS = "<|end|>", 4, 128
+END, SHINGLE, PERMUTATIONS, SCHEME = "<|end|>", 4, 128, MinHash().scheme
 _WORDS = re.compile(r"[一-鿿]|[^\W一-鿿]+")
 
 
@@ -74,7 +74,7 @@ def signature(batch: dict[str, list[str]]) -> dict[str, Any]:
     for text in batch["text"]:
         words = _WORDS.findall(text.lower())
         runs = {" ".join(words[at : at + SHINGLE]) for at in range(max(1, len(words) - SHINGLE + 1))}
-        minhash = MinHash(num_perm=PERMUTATIONS)
+        minhash = MinHash(num_perm=PERMUTATIONS, scheme=SCHEME)
         minhash.update_batch([run.encode("utf-8") for run in runs])
         values.append(minhash.hashvalues)
     return {"signature": values}
@@ -86,7 +86,7 @@ def without_duplicates(rows: Dataset, processes: int) -> Dataset:
     index = MinHashLSH(threshold=SIMILAR, num_perm=PERMUTATIONS)
     kept = []
     for number, values in enumerate(signed.with_format("numpy", columns=["signature"])):
-        minhash = MinHash(num_perm=PERMUTATIONS, hashvalues=values["signature"])
+        minhash = MinHash(num_perm=PERMUTATIONS, hashvalues=values["signature"], scheme=SCHEME)
         if not index.query(minhash):
             index.insert(number, minhash)
             kept.append(number)

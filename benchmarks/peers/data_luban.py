@@ -57,7 +57,7 @@ def duplicates(options: argparse.Namespace) -> None:
         bad = BadRows(recipe.on_bad_row, lambda _: None)
         Sifter(recipe, source_files(recipe), spill, bad, report, lambda: None, lambda _: None).run()
         spill.close()
-    options.stages.found.update(report.removals())
+    options.stages.found["removed"] = report.removals()
 
 
 def whole(options: argparse.Namespace) -> None:
