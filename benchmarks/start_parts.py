@@ -22,6 +22,7 @@ from luban.cli import main as luban  # noqa: E402
 
 READ = time.monotonic()
 
+from luban.training.checkpoints import Checkpoints  # noqa: E402
 from luban.training.loop import Loop  # noqa: E402
 from luban.verbs import beginning  # noqa: E402
 
@@ -45,6 +46,19 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def within_rehearsal(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Take apart what the rehearsal does with a learner: these are parts of `rehearsal`, not beside it."""
+
+    @functools.wraps(build)
+    def call(*arguments: Any, **named: Any) -> Any:
+        learner = build(*arguments, **named)
+        for attribute in ("quick", "samples", "largest_evaluation"):
+            setattr(learner, attribute, timed(f"rehearsal: {attribute}", getattr(learner, attribute)))
+        return learner
+
+    return call
+
+
 def first_step(function: Callable[..., Any]) -> Callable[..., Any]:
     """End the process when the first step of the run itself, not of its rehearsal, is done."""
 
@@ -52,10 +66,12 @@ def first_step(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Loop, *arguments: Any) -> Any:
         before = time.monotonic()
         done = function(self, *arguments)
-        if "rehearsal" in took:
+        if "rehearsal" not in took:
+            took["rehearsal: steps"] = took.get("rehearsal: steps", 0.0) + time.monotonic() - before
+        else:
             took["first step"] = time.monotonic() - before
             total = time.monotonic() - BEGAN
-            took["rest"] = total - sum(took.values())
+            took["rest"] = total - sum(seconds for name, seconds in took.items() if ":" not in name)
             print(json.dumps({"total": total, "parts": took}), flush=True)
             os._exit(0)
         return done
@@ -65,6 +81,8 @@ def first_step(function: Callable[..., Any]) -> Callable[..., Any]:
 
 for attribute, part in NAMES.items():
     setattr(beginning, attribute, timed(part, getattr(beginning, attribute)))
+beginning._build = within_rehearsal(beginning._build)
+Checkpoints.save = timed("rehearsal: checkpoints", Checkpoints.save)  # type: ignore[method-assign]
 Loop._step = first_step(Loop._step)  # type: ignore[method-assign]
 
 if __name__ == "__main__":
