@@ -8,16 +8,39 @@ inherits the peak of the one that started it: nothing here imports torch.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 UNIT = 1 if sys.platform == "darwin" else 1024
 SHOWN = 8
+NEIGHBOURS, TRIES = 0.05, 3
+T = TypeVar("T")
+
+
+def heed_termination() -> None:
+    """Let SIGTERM end this process by an exception, so that the child it waits for is ended too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def undisturbed(measure: Callable[[], tuple[T, float]]) -> T:
+    """Measure, again where others took more than a twentieth of the machine, and return what was disturbed least.
+
+    Arguments:
+        measure: returns what it measured and the share that neighbours took.
+    """
+    tries = []
+    for _ in range(TRIES):
+        tries.append(measure())
+        if tries[-1][1] <= NEIGHBOURS:
+            break
+    return min(tries, key=lambda one: one[1])[0]
 
 
 class ChildError(Exception):
@@ -48,6 +71,12 @@ def busy_seconds() -> float:
         return 0.0
     user, nice, system, _, _, irq, softirq = map(int, words[1:8])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def taken_by_others(busy: float, usage: resource.struct_rusage, seconds: float) -> float:
+    """Return the share of the machine that others had in so many seconds, since it had been busy for `busy`."""
+    others = max(0.0, busy_seconds() - busy - usage.ru_utime - usage.ru_stime)
+    return min(1.0, others / seconds / (os.cpu_count() or 1))
 
 
 def held_by_session(session: int) -> int:
@@ -106,5 +135,4 @@ def run_child(
         lines = log.read_text("utf-8", errors="replace").strip().splitlines()
         raise ChildError(f"exit code {process.returncode}: " + "\n".join(lines[-SHOWN:]))
     seconds = time.monotonic() - began
-    others = max(0.0, busy_seconds() - busy - usage.ru_utime - usage.ru_stime)
-    return Child(seconds, usage.ru_maxrss * UNIT, others / seconds / (os.cpu_count() or 1), most)
+    return Child(seconds, usage.ru_maxrss * UNIT, taken_by_others(busy, usage, seconds), most)

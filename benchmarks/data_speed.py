@@ -21,10 +21,11 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from children import ChildError, run_child
+from children import ChildError, heed_termination, run_child, undisturbed
 from figures import Spread, put_section, spread, table
 from mixed_text import read_text, write_corpus
 
@@ -71,8 +72,10 @@ LABELS = {
 }
 
 
-def run(candidate: Candidate, options: argparse.Namespace, corpus: Path, tokenizer: Path) -> dict[str, Any]:
-    """Run one candidate once."""
+def run(
+    candidate: Candidate, options: argparse.Namespace, corpus: Path, tokenizer: Path
+) -> tuple[dict[str, Any], float]:
+    """Run one candidate once; return what came of it, and what neighbours took of the machine meanwhile."""
     with tempfile.TemporaryDirectory() as scratch:
         own, out = Path(scratch) / "own", Path(scratch) / "result.json"
         own.mkdir()
@@ -85,9 +88,10 @@ def run(candidate: Candidate, options: argparse.Namespace, corpus: Path, tokeniz
         try:
             child = run_child(command, Path(scratch) / "log.txt", environment=environment, together=True)
         except ChildError as error:
-            return {"candidate": candidate.name, "failed": str(error)}
+            return {"candidate": candidate.name, "failed": str(error)}, 0.0
         memory = max(child.peak_bytes, child.together_bytes)
-        return {"candidate": candidate.name, "memory": memory, **json.loads(out.read_text("utf-8"))}
+        row = {"candidate": candidate.name, "memory": memory, **json.loads(out.read_text("utf-8"))}
+        return row, child.neighbours
 
 
 def summarise(rows: list[dict[str, Any]], size: int) -> dict[str, Any]:
@@ -141,6 +145,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(c.name for c in CANDIDATES), default=[])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    heed_termination()
     chosen = [c for c in CANDIDATES if not options.only or c.name in options.only]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -158,7 +163,7 @@ def main() -> None:
         )
         for number in range(options.rounds):
             for candidate in chosen[number % len(chosen) :] + chosen[: number % len(chosen)]:
-                row = run(candidate, options, corpus, tokenizer)
+                row = undisturbed(partial(run, candidate, options, corpus, tokenizer))
                 print(
                     f"  {candidate.name:22} {row.get('failed') or row['seconds']} {row.get('found')}",
                     flush=True,

@@ -27,10 +27,11 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from children import ChildError, run_child
+from children import ChildError, heed_termination, run_child, undisturbed
 from figures import Spread, put_section, spread, step_rate, table, token_flops
 
 HERE = Path(__file__).parent
@@ -40,7 +41,6 @@ from measured import BATCH, LENGTH, SIZES, TOKENS  # noqa: E402
 RESULTS = HERE / "results" / "speed.json"
 STEPS = {"10.7M": (3, 8), "0.8M": (5, 40)}
 """Warm-up and timed steps."""
-NEIGHBOURS, TRIES = 0.05, 3
 BASE = "trainer-gpt2"
 TRAINER = "transformers_trainer.py"
 
@@ -101,8 +101,10 @@ def probe() -> dict[str, Any]:
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def run(candidate: Candidate, size: str, options: argparse.Namespace, cache: Path) -> dict[str, Any]:
-    """Run a candidate once; return its rate, memory and what it said of itself, or why it failed."""
+def run(
+    candidate: Candidate, size: str, options: argparse.Namespace, cache: Path
+) -> tuple[dict[str, Any], float]:
+    """Run a candidate once; return its rate, memory and what it said, or why it failed; and the neighbours."""
     warmup, steps = STEPS[size]
     row: dict[str, Any] = {"candidate": candidate.name, "size": size}
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,29 +124,18 @@ def run(candidate: Candidate, size: str, options: argparse.Namespace, cache: Pat
         try:
             child = run_child(command, log, environment=environment)
         except ChildError as error:
-            return {**row, "failed": str(error)}
+            return {**row, "failed": str(error)}, 0.0
         result = json.loads(out.read_text("utf-8"))
     ends = result.pop("ends")
     assert len(ends) == warmup + steps, f"{candidate.name} made {len(ends)} steps"
     rate = step_rate(ends, warmup, TOKENS)
-    return {
+    row = {
         **row, "tokens_per_second": round(rate, 1), "peak_bytes": child.peak_bytes,
         "step_seconds": [round(b - a, 4) for a, b in itertools.pairwise(ends)], "seconds": round(child.seconds, 1),
         "neighbours": round(child.neighbours, 3),
         **result,
     }  # fmt: skip
-
-
-def run_undisturbed(
-    candidate: Candidate, size: str, options: argparse.Namespace, cache: Path
-) -> dict[str, Any]:
-    """Run a candidate, again where others took more than a twentieth of the machine; return the least disturbed run."""
-    rows = []
-    for _ in range(TRIES):
-        rows.append(run(candidate, size, options, cache))
-        if rows[-1].get("neighbours", 0.0) <= NEIGHBOURS:
-            break
-    return min(rows, key=lambda row: row.get("neighbours", 0.0))
+    return row, child.neighbours
 
 
 def make_round(options: argparse.Namespace, number: int, cache: Path) -> dict[str, Any]:
@@ -155,7 +146,7 @@ def make_round(options: argparse.Namespace, number: int, cache: Path) -> dict[st
     begin, rows = probe(), []
     for size in options.sizes:
         for candidate in chosen[turn:] + chosen[:turn]:
-            row = run_undisturbed(candidate, size, options, cache)
+            row = undisturbed(partial(run, candidate, size, options, cache))
             said = (
                 row.get("failed")
                 or f"{row['tokens_per_second']:,.0f} tokens/s, {row['peak_bytes'] / 1e6:,.0f} MB"
@@ -238,6 +229,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, help="where compiled code stays between calls")
     options = parser.parse_args()
+    heed_termination()
     text = options.text.read_bytes()
     rounds = (
         json.loads(options.out.read_text("utf-8"))["rounds"] if options.add and options.out.is_file() else []

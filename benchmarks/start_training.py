@@ -5,8 +5,9 @@
 luban trains the recipe shakespeare-char on a text it has not seen: reading, tokenizer, packing, measuring the
 machine and the rehearsal are in the time. The Trainer script builds a GPT-2 of the same size from the text in
 memory; nanoGPT runs as its README says for a CPU, once with its prepare.py and once with data already
-prepared. Nothing compiles. Each is ended after its first step. The commands take turns; the first round warms
-the file cache and does not count.
+prepared. Nothing compiles. Each is ended after its first step. The commands take turns, and each
+is done again where others took more than a twentieth of the machine; the first round warms the file cache and
+does not count.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from children import busy_seconds, heed_termination, run_child, taken_by_others, undisturbed
 from figures import Spread, put_section, spread, table
 
 HERE = Path(__file__).parent
@@ -38,9 +40,9 @@ NANOGPT = {
 }  # fmt: skip
 
 
-def until(command: list[str], done: Callable[[Path], bool], folder: Path, log: Path) -> float:
-    """Return the seconds from starting a command until `done(log)`, then end it and all it started."""
-    began = time.monotonic()
+def until(command: list[str], done: Callable[[Path], bool], folder: Path, log: Path) -> tuple[float, float]:
+    """Return the seconds from starting a command until `done(log)`, and what neighbours took; then end it all."""
+    began, busy = time.monotonic(), busy_seconds()
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, cwd=folder, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -50,35 +52,35 @@ def until(command: list[str], done: Callable[[Path], bool], folder: Path, log: P
                 if process.poll() is not None or time.monotonic() - began > LIMIT:
                     raise RuntimeError(f"{command} made no step:\n{log.read_text()[-2000:]}")
                 time.sleep(0.005)
-            return time.monotonic() - began
+            seconds = time.monotonic() - began
         finally:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _, _, usage = os.wait4(process.pid, 0)
+            process.returncode = -signal.SIGKILL
+    return seconds, taken_by_others(busy, usage, time.monotonic() - began)
 
 
-def luban(text: Path, scratch: Path) -> float:
+def luban(text: Path, scratch: Path) -> tuple[float, float]:
     run = scratch / "run"
-    command = [
-        sys.executable, "-m", "luban", "train", "shakespeare-char", f"data.source={text}", "--out", str(run),
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "luban", "train", "shakespeare-char", f"data.source={text}"]
     timings = run / "timings.jsonl"
-    return until(
-        command, lambda _: timings.is_file() and timings.stat().st_size > 0, scratch, scratch / "log"
-    )
+    done = lambda _: timings.is_file() and timings.stat().st_size > 0  # noqa: E731
+    return until([*command, "--out", str(run)], done, scratch, scratch / "log")
 
 
-def trainer(text: Path, scratch: Path, python: Path) -> float:
+def trainer(text: Path, scratch: Path, python: Path) -> tuple[float, float]:
     script, out = HERE / "peers" / "transformers_trainer.py", scratch / "result.json"
     command = [
         str(python), str(script), "--text", str(text), "--size", "0.8M", "--setting", "gpt2-shipped", "--warmup", "0",
         "--steps", "1", "--scratch", str(scratch / "own"), "--out", str(out),
     ]  # fmt: skip
     began = time.monotonic()
-    subprocess.run(command, cwd=scratch, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return float(json.loads(out.read_text())["ends"][0]) - began  # one clock for all processes of a machine
+    child = run_child(command, scratch / "log")
+    first = float(json.loads(out.read_text())["ends"][0])
+    return first - began, child.neighbours  # one clock for all processes of a machine
 
 
-def nanogpt(text: Path, scratch: Path, clone: Path, python: Path) -> tuple[float, float]:
+def nanogpt(text: Path, scratch: Path, clone: Path, python: Path) -> tuple[tuple[float, float], float]:
     """Return the seconds of prepare.py, and from starting train.py to its first step."""
     copy = scratch / "nanoGPT"
     shutil.copytree(clone, copy, ignore=shutil.ignore_patterns(".git"))
@@ -89,16 +91,16 @@ def nanogpt(text: Path, scratch: Path, clone: Path, python: Path) -> tuple[float
     prepared = time.monotonic() - began
     flags = [f"--{name}={value}" for name, value in NANOGPT.items()]
     command = [str(python), "-u", "train.py", "config/train_shakespeare_char.py", *flags]
-    return prepared, until(command, lambda log: b"iter 0:" in log.read_bytes(), copy, scratch / "log")
+    trained, neighbours = until(command, lambda log: b"iter 0:" in log.read_bytes(), copy, scratch / "log")
+    return (prepared, trained), neighbours
 
 
-def parts(text: Path, scratch: Path) -> dict[str, float]:
+def parts(text: Path, scratch: Path) -> tuple[dict[str, float], float]:
     """Return what the parts of luban's start took."""
     command = [sys.executable, str(HERE / "start_parts.py"), "shakespeare-char", f"data.source={text}"]
     command += ["--out", str(scratch / "run")]
-    environment = {**os.environ, "BEGAN": str(time.monotonic())}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])["parts"]
+    child = run_child(command, scratch / "log", environment={"BEGAN": str(time.monotonic())})
+    return json.loads((scratch / "log").read_text().splitlines()[-1])["parts"], child.neighbours
 
 
 def page(result: dict[str, Any]) -> str:
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    heed_termination()
     text, python = options.text.resolve(), options.peers.absolute()
     seconds: dict[str, list[float]] = {}
     broken_down: list[dict[str, float]] = []
@@ -135,9 +138,12 @@ def main() -> None:
         if counts:
             seconds.setdefault(name, []).append(took)
 
-    def apart(measure: Callable[[Path], Any]) -> Any:
-        with tempfile.TemporaryDirectory() as scratch:
-            return measure(Path(scratch))
+    def apart(measure: Callable[[Path], tuple[Any, float]]) -> Any:
+        def once() -> tuple[Any, float]:
+            with tempfile.TemporaryDirectory() as scratch:
+                return measure(Path(scratch))
+
+        return undisturbed(once)
 
     for number in range(options.rounds + 1):
         counts = number > 0
