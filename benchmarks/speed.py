@@ -26,6 +26,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -138,22 +139,25 @@ def run(
     return row, child.neighbours
 
 
-def make_round(options: argparse.Namespace, number: int, cache: Path) -> dict[str, Any]:
-    """Run every candidate once at every size, beginning with another one in each round."""
+def make_round(options: argparse.Namespace, rounds: list[dict[str, Any]], cache: Path) -> Iterator[None]:
+    """Run every candidate once at every size, beginning with another one in each round.
+
+    The round is added to `rounds` and grows there; after each candidate it can be saved.
+    """
     chosen = [c for c in CANDIDATES if not options.only or c.name in options.only]
     chosen = [c for c in chosen if not c.clone or getattr(options, c.clone)]
-    turn = number * 5 % max(1, len(chosen))
-    begin, rows = probe(), []
+    turn = len(rounds) * 5 % max(1, len(chosen))
+    one: dict[str, Any] = {"probes": [probe()], "rows": []}
+    rounds.append(one)
     for size in options.sizes:
         for candidate in chosen[turn:] + chosen[:turn]:
             row = undisturbed(partial(run, candidate, size, options, cache))
-            said = (
-                row.get("failed")
-                or f"{row['tokens_per_second']:,.0f} tokens/s, {row['peak_bytes'] / 1e6:,.0f} MB"
-            )
+            said = row.get("failed") or f"{row['tokens_per_second']:,.0f} tokens/s"
             print(f"  {size:6} {candidate.name:22} {said}", flush=True)
-            rows.append(row)
-    return {"probes": [begin, probe()], "rows": rows}
+            one["rows"].append(row)
+            yield
+    one["probes"].append(probe())
+    yield
 
 
 def summarise(rounds: list[dict[str, Any]], kinds: int) -> dict[str, Any]:
@@ -237,14 +241,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for _ in range(options.rounds):
             print(f"round {len(rounds) + 1}", flush=True)
-            rounds.append(make_round(options, len(rounds), options.cache or Path(scratch)))
-            result = {
-                "text": {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()},
-                "length": LENGTH, "batch": BATCH, "steps": {k: list(v) for k, v in STEPS.items()},
-                "summary": summarise(rounds, len(set(text.decode("utf-8")))), "rounds": rounds,
-            }  # fmt: skip
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+            for _ in make_round(options, rounds, options.cache or Path(scratch)):
+                result = {
+                    "text": {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()},
+                    "length": LENGTH, "batch": BATCH, "steps": {k: list(v) for k, v in STEPS.items()},
+                    "summary": summarise(rounds, len(set(text.decode("utf-8")))), "rounds": rounds,
+                }  # fmt: skip
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print("\n" + page(result))
     if options.out == RESULTS:
         put_section(HERE / "README.md", "speed", page(result))
