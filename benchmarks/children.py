@@ -64,16 +64,13 @@ class Child:
 
 
 def busy_seconds() -> float:
-    """Return the processor time that the programs of this machine have had since it started.
-
-    Those of low priority (`nice`) are left out: they get what the others leave.
-    """
+    """Return the processor time that all programs of this machine have had since it started."""
     try:
         words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     except OSError:
         return 0.0
-    user, _, system, _, _, irq, softirq = map(int, words[1:8])
-    return (user + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    user, nice, system, _, _, irq, softirq = map(int, words[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def taken_by_others(busy: float, usage: resource.struct_rusage, seconds: float) -> float:
