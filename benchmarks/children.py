@@ -64,7 +64,10 @@ class Child:
 
 
 def busy_seconds() -> float:
-    """Return the processor time that all programs of this machine have had since it started."""
+    """Return the processor time that all programs of this machine have had since it started.
+
+    Those at a low priority too: where sessions are scheduled as groups, `nice` counts only within one.
+    """
     try:
         words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     except OSError:
