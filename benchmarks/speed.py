@@ -209,8 +209,9 @@ def page(result: dict[str, Any]) -> str:
         parts.append(table(head, lines))
     machine = result["rounds"][0]["probes"][0]
     each = [row["rounds"] for rows in result["summary"]["sizes"].values() for row in rows.values()]
+    rounds = " to ".join(map(str, sorted({min(each), max(each)})))
     parts.append(
-        f"{' to '.join(map(str, sorted({min(each), max(each)})))} rounds each on {machine['name']}, {machine['threads']} threads, "
+        f"{rounds} rounds each on {machine['name']}, {machine['threads']} threads, "
         f"torch {machine['torch']}; peak measured at "
         f"{peaks['float32'] / 1e9:,.0f} GFLOP/s in float32, {peaks['bfloat16'] / 1e9:,.0f} in bfloat16. "
         "Median of the rounds, least and most. Peak memory is that of the largest process."
