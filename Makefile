@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test lint docs bench bench-reliability bench-plan bench-budget bench-tasks clean
+.PHONY: quickstart test lint docs bench bench-reliability bench-plan bench-budget bench-tasks bench-speed clean
 
 $(BIN)/luban: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,23 @@ bench-budget: $(VENV)/.test
 bench-tasks: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet 'keras>=3.8'
 	$(BIN)/python benchmarks/tasks.py
+
+# Other tools, in an environment of their own. NANOGPT and NANOCHAT name clones; without them those two are left out.
+PEERS ?= .venv-peers
+TEXT  ?= input.txt
+TEXTS ?= $(TEXT)
+CLONES = $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(NANOCHAT),--nanochat $(NANOCHAT))
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt benchmarks/peers/requirements-alone.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement benchmarks/peers/requirements-alone.txt
+	@touch $@
+
+bench-speed: $(BIN)/luban $(PEERS)/.installed
+	$(BIN)/python benchmarks/speed.py --text $(TEXT) --peers $(PEERS)/bin/python $(CLONES)
+	$(BIN)/python benchmarks/start_training.py --text $(TEXT) --peers $(PEERS)/bin/python $(if $(NANOGPT),--nanogpt $(NANOGPT))
+	$(BIN)/python benchmarks/data_speed.py --peers $(PEERS)/bin/python --texts $(TEXTS)
 
 clean:
 	rm -rf $(VENV) runs build dist
