@@ -116,6 +116,12 @@ def test_the_counts_are_those_of_the_last_sweeps() -> None:
     assert "BROKEN" not in (ROOT / "benchmarks" / "results" / "reliability.json").read_text("utf-8")
 
 
+def test_the_figures_of_performance_are_those_of_the_last_measurement() -> None:
+    written = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    assert written == make_docs().performance_page(), "docs/performance.md is out of date: run `make docs`"
+    assert "besides forward" in written
+
+
 def test_every_key_is_described() -> None:
     def described(schema: type[object]) -> Iterator[str]:
         for name, field in schema.model_fields.items():  # type: ignore[attr-defined]

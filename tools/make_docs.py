@@ -1,8 +1,9 @@
 """Writes docs/recipes.md from the code: the recipe's fields, the shipped recipes, the verbs' options.
 
-It also writes the table of docs/reliability.md from benchmarks/results/reliability.json. Run it (`make docs`) after a
-change of luban/recipe.py, luban/cli.py, a shipped recipe or those results. A test compares the pages with what this
-script would write.
+It also writes the table of docs/reliability.md from benchmarks/results/reliability.json, and those of
+docs/performance.md from growth.json and overhead.json beside it. Run it (`make docs`) after a change of
+luban/recipe.py, luban/cli.py, a shipped recipe or those results. A test compares the pages with what this script would
+write.
 """
 
 from __future__ import annotations
@@ -28,6 +29,16 @@ PAGE = ROOT / "docs" / "recipes.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
 COUNTS = ROOT / "benchmarks" / "results" / "reliability.json"
 BEFORE_COUNTS, AFTER_COUNTS = "from benchmarks/results/reliability.json -->\n", "<!-- end of counts -->"
+PERFORMANCE = ROOT / "docs" / "performance.md"
+GROWTH, OVERHEAD = (ROOT / "benchmarks" / "results" / f"{name}.json" for name in ("growth", "overhead"))
+BEFORE_FIGURES, AFTER_FIGURES = "<!-- figures: {} -->\n", "<!-- end of figures -->"
+AXES = {
+    "length": "As many tokens in every step: only attention grows, with the pairs of tokens that see each other.",
+    "width": "The work grows with the square of the width, and Muon's iteration with its cube.",
+    "batch": "The work grows with the batch; the update of the weights does not, so a small batch pays for it alone.",
+    "vocabulary": "The output matrix and its update grow with the vocabulary. The third line on the right is what the "
+    "logits of\nall tokens alone would take in float32, were they there at once.",
+}
 TASKS = ROOT / "docs" / "tasks"
 BEFORE_KEYS, AFTER_KEYS = "<!-- Written by tools/make_docs.py -->\n", "<!-- end of keys -->"
 TASK_SECTIONS = ("data", "data.augment", "model", "objective", "evaluate")
@@ -96,6 +107,58 @@ def reliability_page() -> str:
     rows = [_sweep(sweep) for sweep in json.loads(COUNTS.read_text("utf-8"))["sweeps"]]
     head = ("tried", "times", "outcomes", "promises broken", "seconds", "command")
     return before + BEFORE_COUNTS + _table(head, rows) + AFTER_COUNTS + after
+
+
+def performance_page() -> str:
+    """Return docs/performance.md with the figures of the last measurement in its tables."""
+    page = PERFORMANCE.read_text("utf-8")
+    growth = json.loads(GROWTH.read_text("utf-8")) if GROWTH.is_file() else {"axes": {}}
+    parts = {
+        "growth": "\n".join(_growth_section(name, axis) for name, axis in growth["axes"].items()),
+        "overhead": _overhead_table(json.loads(OVERHEAD.read_text("utf-8"))),
+    }
+    for name, text in parts.items():
+        mark = BEFORE_FIGURES.format(name)
+        before, _, rest = page.partition(mark)
+        page = before + mark + text + AFTER_FIGURES + rest.partition(AFTER_FIGURES)[2]
+    return page
+
+
+def _growth_section(name: str, axis: Mapping[str, Any]) -> str:
+    picture = f"![Seconds and peak memory of a step against {name}](images/growth-{name}.svg)"
+    return f"## {name.capitalize()}\n\n{picture}\n\n{AXES[name]}\n\n{_growth_table(name, axis)}"
+
+
+def _growth_table(name: str, axis: Mapping[str, Any]) -> str:
+    machine, points = axis["machine"], axis["points"]
+    rates = ", ".join(f"{word} {rate / 1e9:.0f} GFLOP/s" for word, rate in machine["peak_flops"].items())
+    note = f"{machine['name']}, {machine['threads']} threads; products: {rates}; "
+    note += f"memory: {machine['bandwidth'] / 1e9:.0f} GB/s; load of the machine {machine['load']:.1f}\n\n"
+    rows = []
+    for point in points:
+        cells = [f"{point[name]:,}", point["dtype"]]
+        for key, unit in (("seconds", 1e3), ("bytes", 2.0**-20)):
+            measured, bound = point[key], point["bound"][key]
+            cells += [f"{measured * unit:,.0f}", f"{bound * unit:,.0f}", f"{measured / bound:.1f}"]
+        rows.append(tuple(cells))
+    return note + _table((name, "dtype", "ms", "bound", "ratio", "MiB", "bound", "ratio"), rows)
+
+
+def _overhead_table(result: Mapping[str, Any]) -> str:
+    shapes = result["shapes"]
+    note = f"{result['machine']}, {result['threads']} threads, {result['dtype']}; medians of "
+    note += " and ".join(f"{shape['steps']} steps" for shape in shapes.values()) + "\n\n"
+    parts = list(dict.fromkeys(part for shape in shapes.values() for part in shape["seconds"]))
+    rows = [("the whole step", *(_cell(s["step_seconds"], s) for s in shapes.values()))]
+    rows += [(part, *(_cell(s["seconds"].get(part, 0.0), s) for s in shapes.values())) for part in parts]
+    besides = "**besides forward, backward, optimizer**"
+    rows.append((besides, *(f"**{_cell(s['overhead_seconds'], s)}**" for s in shapes.values())))
+    names = [f"{s['parameters'] / 1e6:.1f} M ({name.split(', ')[1]})" for name, s in shapes.items()]
+    return note + _table(("part", *names), rows)
+
+
+def _cell(seconds: float, shape: Mapping[str, Any]) -> str:
+    return f"{1e3 * seconds:,.2f} ms, {seconds / shape['step_seconds']:.2%}"
 
 
 def task_pages() -> dict[Path, str]:
@@ -280,5 +343,6 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     RELIABILITY.write_text(reliability_page(), encoding="utf-8")
+    PERFORMANCE.write_text(performance_page(), encoding="utf-8")
     for path, text in task_pages().items():
         path.write_text(text, encoding="utf-8")

@@ -42,6 +42,9 @@ def test_what_is_written_is_read(
     start = data.draw(st.integers(0, len(stream)))
     stop = data.draw(st.integers(start, len(stream)))
     assert shards.read(start, stop).tolist() == stream[start:stop]
+    places = data.draw(st.lists(st.integers(0, max(0, len(stream) - 1)), max_size=6 if stream else 0))
+    gathered = shards.gather(np.array([places, places[::-1]], dtype=np.int64))
+    assert gathered.tolist() == [[stream[place] for place in row] for row in (places, places[::-1])]
     assert shards.documents.shape == (len(documents), 4)
     assert [row[1:].tolist() for row in shards.documents] == [
         [len(d) + 1, 3 * len(d), len(d)] for d in documents
@@ -66,6 +69,8 @@ def test_reading_is_mapped_and_read_only(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         shards.documents[0, 0] = 1
     for start, stop in ((-1, 2), (0, 5), (3, 2)):
+        with pytest.raises(IndexError):
+            shards.gather(np.array([start, stop - 1]))
         with pytest.raises(IndexError):
             shards.read(start, stop)
 

@@ -235,12 +235,34 @@ class TokenShards:
             end = min(stop, int(self._starts[shard + 1]))
             out[at - start : end - start] = self._maps[shard][at - begin : end - begin]
             at, shard = end, shard + 1
-        if len(out) and int(out.max()) >= self.vocab_size:
+        return self._known(out)
+
+    def gather(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The tokens at `places` of the stream, in the shape of `places`: rows of windows in one call.
+
+        Raises:
+            IndexError: a place does not lie within the stream.
+            CheckpointError: as `read` does.
+        """
+        if places.size and not 0 <= int(places.min()) <= int(places.max()) < self.tokens:
+            raise IndexError(f"tokens {places.min()} to {places.max()} of a stream of {self.tokens}")
+        if len(self._maps) == 1:
+            return self._known(self._maps[0][places].astype(np.int64))
+        out = np.empty(places.shape, dtype=np.int64)
+        holders = np.searchsorted(self._starts, places, side="right") - 1
+        for shard in np.unique(holders).tolist():
+            here = holders == shard
+            out[here] = self._maps[shard][places[here] - self._starts[shard]]
+        return self._known(out)
+
+    def _known(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the tokens, none of which may lie outside the vocabulary: no embedding has a row for it."""
+        if ids.size and int(ids.max()) >= self.vocab_size:
             raise CheckpointError(
-                f"{self.folder}: {self.split} holds token {out.max()}, the vocabulary {self.vocab_size} tokens",
+                f"{self.folder}: {self.split} holds token {ids.max()}, the vocabulary {self.vocab_size} tokens",
                 fix="prepare the data again",
             )
-        return out
+        return ids
 
     def document_of(self, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """The document each stream position lies in."""

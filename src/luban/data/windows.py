@@ -19,6 +19,8 @@ IGNORED = -100
 _ROUNDS = 6
 _DOCUMENTS_AT_ONCE = 1 << 16
 _WIDTH_STEP = 16
+_BLOCK = 1024
+"""Places in the walk that are computed at once: a permutation of eight costs nearly what one of a thousand does."""
 
 Int64s = npt.NDArray[np.int64]
 _UInt64s = npt.NDArray[np.uint64]
@@ -77,6 +79,8 @@ class Windows:
             raise InputError(f"there are no tokens in {shards.folder} ({shards.split})", fix="give more data")
         self.shards, self.length, self.seed, self.attention = shards, length, seed, attention
         self.per_epoch = -(-shards.tokens // length)
+        self._block = min(_BLOCK, self.per_epoch)
+        self._known: tuple[int, Int64s] = (-1, np.empty((0, 2), dtype=np.int64))
 
     def batch(self, first: int, count: int) -> WindowBatch:
         """Windows `first` to `first + count` of the endless walk; position // per_epoch is the epoch.
@@ -84,14 +88,15 @@ class Windows:
         Two ranks that take the two halves of a range see together exactly what one process sees.
         """
         tokens, length = self.shards.tokens, self.length
-        inputs = np.full((count, length), self.shards.end_id, dtype=np.int64)
-        targets = np.full((count, length), IGNORED, dtype=np.int64)
-        for row, start in enumerate(self.starts(first, count)):
-            # Only the last window of the cut is shorter: what is left of the ring.
-            size = min(length, tokens - int(start[1]) * length)
-            ids = self._ring(int(start[0]) - 1, size + 1)
-            inputs[row, :size], targets[row, :size] = ids[:-1], ids[1:]
-        counted = int((targets != IGNORED).sum())
+        begins = self.starts(first, count)
+        # The stream is a ring: from the first target's predecessor on, and behind the end the beginning again.
+        ids = self.shards.gather((begins[:, :1] - 1 + np.arange(length + 1)) % tokens)
+        inputs, targets = ids[:, :-1].copy(), ids[:, 1:].copy()
+        # Only the last window of the cut is shorter: what is left of the ring.
+        sizes = np.minimum(length, tokens - begins[:, 1] * length)
+        for row in np.flatnonzero(sizes < length).tolist():
+            inputs[row, sizes[row] :], targets[row, sizes[row] :] = self.shards.end_id, IGNORED
+        counted = int(sizes.sum())
         if self.attention == "stream":
             return WindowBatch(inputs, targets, counted)
         segments, positions = _segments(inputs == self.shards.end_id)
@@ -99,6 +104,20 @@ class Windows:
 
     def starts(self, first: int, count: int) -> Int64s:
         """Where each window begins, (count, 2): the place of its first target, its number in the cut."""
+        size, last = self._block, first + count
+        parts = [
+            self._starts_of(number)[max(0, first - number * size) : last - number * size]
+            for number in range(first // size, -(-last // size))
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, 2), dtype=np.int64), *parts])
+
+    def _starts_of(self, number: int) -> Int64s:
+        """Where the windows of a block of places begin; a walk asks for one block many times in a row."""
+        if self._known[0] != number:
+            self._known = (number, self._computed(number * self._block, self._block))
+        return self._known[1]
+
+    def _computed(self, first: int, count: int) -> Int64s:
         out = np.empty((count, 2), dtype=np.int64)
         places = np.arange(first, first + count)
         for epoch in range(first // self.per_epoch, -(-(first + count) // self.per_epoch)):
@@ -109,15 +128,6 @@ class Windows:
             out[here, 0] = (phase + numbers * self.length) % self.shards.tokens
             out[here, 1] = numbers
         return out
-
-    def _ring(self, start: int, size: int) -> Int64s:
-        """`size` tokens from `start` on, going on at the beginning behind the end."""
-        tokens = self.shards.tokens
-        start %= tokens
-        parts = [self.shards.read(start, min(start + size, tokens))]
-        while (missing := size - sum(map(len, parts))) > 0:
-            parts.append(self.shards.read(0, min(missing, tokens)))
-        return np.concatenate(parts)
 
 
 def _keys(seed: int, epoch: int) -> _UInt64s:

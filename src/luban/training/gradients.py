@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,8 @@ class Gradients:
     ) -> None:
         self._learner, self._plan, self._seed, self._forward = learner, plan, seed, forward
         self._l1, self._clip = l1, clip
+        # Kept, as the optimizer keeps them: walking all modules of a deep model costs more than adding up its norm.
+        self._parameters = list(learner.model.parameters())
 
     def batches(self, step: int, size: int | None, rank: int | None = None) -> Sequence[Batch]:
         """Return the micro-batches of a rank, this one when left out, of at most `size` rows."""
@@ -111,16 +113,19 @@ class Gradients:
         The penalty belongs to the step, not to its rows: its subgradient `l1` sign(w), zero at zero, is added once,
         however many micro-batches and ranks there are.
         """
-        model = self._learner.model
-        self._plan.reduce_gradients(model)
+        self._plan.reduce_gradients(self._learner.model)
         if self._l1:
-            _add_l1(model, self._l1)
-        return float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+            _add_l1(self._parameters, self._l1)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if not gradients:
+            return 0.0
+        # What nn.utils.get_total_norm does, without sorting the gradients by device and type first.
+        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
 
     def shorten(self, norm: float) -> None:
         """Scale a gradient of that norm to the longest there may be, if it is longer."""
         if self._clip is not None and norm > self._clip:
-            parameters = [p for p in self._learner.model.parameters() if p.grad is not None]
+            parameters = [p for p in self._parameters if p.grad is not None]
             nn.utils.clip_grads_with_norm_(parameters, self._clip, torch.tensor(norm))
 
     def suspects(self, step: int, size: int | None, done: Computed) -> list[tuple[Batch, float | None]]:
@@ -141,8 +146,8 @@ class Gradients:
 
 
 @torch.no_grad()
-def _add_l1(model: nn.Module, strength: float) -> None:
-    for parameter in model.parameters():
+def _add_l1(parameters: Iterable[nn.Parameter], strength: float) -> None:
+    for parameter in parameters:
         if parameter.grad is not None and parameter.ndim >= 2:
             parameter.grad.add_(parameter.sign(), alpha=strength)
 

@@ -112,6 +112,7 @@ class Loop:
         self.optimizer: Optimizer = build_optimizer(learner.model, recipe, dtype)
         self.progress = Progress()
         self._saved_step, self._saved_at, self._evaluated_at = -1, 0.0, 0.0
+        self._resume = f"luban train --resume {checkpoints.folder.parent}"
 
     def run(self, checkpoint: Checkpoint | None = None) -> Progress:
         """Train from the beginning, or from a checkpoint, to the end of the budget.
@@ -333,10 +334,6 @@ class Loop:
             why = self._stop.reason or "another rank"
             raise Stopped(f"stopped by {why} while compiling, at step {self.progress.step}; nothing was lost")
         return failures > 0
-
-    @property
-    def _resume(self) -> str:
-        return f"luban train --resume {self.checkpoints.folder.parent}"
 
     def _agree_on_time(self, begun: float) -> None:
         """Set the training clock: that of rank 0, so that all ranks end a budget of minutes on the same step."""
