@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100
+CHUNK_TOKENS, CHUNK_BYTES = 512, 128 << 20
+"""Tokens whose logits are held at once, and most bytes of these in float32: a large vocabulary takes fewer tokens."""
 _PLAIN_BYTES = 4 << 20  # smaller logits stay in cache; then the plain path is as fast (benchmarks/LOG.md)
 
 
@@ -24,7 +26,7 @@ def cross_entropy_sum(
     weight: Tensor,
     targets: Tensor,
     *,
-    chunk_tokens: int = 512,
+    chunk_tokens: int | None = None,
     bias: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
@@ -37,7 +39,7 @@ def cross_entropy_sum(
         hidden: states after the final norm, (..., width).
         weight: the output embedding, (vocab_size, width).
         targets: (...) int64; -100 is ignored, and costs nothing.
-        chunk_tokens: how many tokens' logits are held at once.
+        chunk_tokens: how many tokens' logits are held at once; None: 512, or as many as take 128 MB.
         bias: (vocab_size,).
         label_smoothing: share of each target spread evenly over the vocabulary (C. Szegedy et al., "Rethinking the
             Inception architecture", 2016).
@@ -63,12 +65,21 @@ def cross_entropy_sum(
         kept = counted.nonzero().squeeze(1)
         states, flat = states[kept], flat[kept]
     apply: Callable[..., Tensor] = _ChunkedCrossEntropy.apply
-    return apply(states, weight, bias, flat, chunk_tokens, label_smoothing), count
+    return apply(states, weight, bias, flat, chunk_tokens or _chunk_tokens(weight), label_smoothing), count
+
+
+def _chunk_tokens(weight: Tensor) -> int:
+    return max(1, min(CHUNK_TOKENS, CHUNK_BYTES // (4 * weight.shape[0])))
 
 
 @torch.no_grad()
 def token_losses(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tokens: int = 512, bias: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk_tokens: int | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return each target's negative log-likelihood in nats, without gradients; ignored targets give 0.
 
@@ -76,6 +87,7 @@ def token_losses(
         as `cross_entropy_sum`; returns the shape of `targets`, float32 or float64.
     """
     states, flat = hidden.flatten(0, -2), targets.flatten()
+    chunk_tokens = chunk_tokens or _chunk_tokens(weight)
     losses = [
         F.cross_entropy(_wide(F.linear(part, weight, bias)), wanted, ignore_index=IGNORED, reduction="none")
         for part, wanted in zip(

@@ -224,7 +224,7 @@ class Muon(torch.optim.Optimizer):
             alike = [n for n, i in enumerate(present) if stack.groups[i] is group]
             if not alike:
                 continue
-            rate, moved = group["lr"], [parameters[n] for n in alike]
+            rate, moved = group["lr"], [parameters[n].data for n in alike]
             torch._foreach_mul_(moved, 1 - rate * group["weight_decay"])
             own = [direction[n].view(parameters[n].shape) for n in alike]
             torch._foreach_add_(moved, own, alpha=-rate * size)
