@@ -28,6 +28,7 @@ from luban.models.loss import cross_entropy_sum, token_losses
 from luban.models.rope import Llama3Scaling
 from luban.recipe import DecoderModel, LanguageModelRecipe, settled
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
+from luban.tasks.starting import with_its_tokenizer
 from luban.tasks.text_budget import FITTED_STEPS, choose, expected_loss, text_of
 from luban.tasks.text_evaluation import (
     EVALUATION_TOKENS,
@@ -109,6 +110,12 @@ class LanguageModel:
     ) -> LanguageModel:
         """Build the model: a language model is its own learner."""
         return cls(recipe, prepared, start=start)
+
+    @staticmethod
+    def adopted(recipe: LanguageModelRecipe, folder: Path) -> LanguageModelRecipe:
+        """Return the recipe with the tokenizer of the model to start from, unless it names one."""
+        found: LanguageModelRecipe = with_its_tokenizer(recipe, folder)
+        return found
 
     @staticmethod
     def start(folder: Path) -> LoadedModel:
@@ -294,6 +301,9 @@ class LanguageModel:
             seed=self.settings.train.seed,
         )
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+
+    def started(self) -> None:
+        """Say nothing: a model to start from comes over whole."""
 
     def config(self) -> dict[str, Any]:
         """Return config.json of the model folder."""

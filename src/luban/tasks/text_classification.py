@@ -25,7 +25,7 @@ from luban.recipe import Positive, Section
 from luban.row_recipe import Objective, RowData, RowRecipe
 from luban.tasks.classification import Classifier
 from luban.tasks.columns import column_of, labelled
-from luban.tasks.rows import Array, Signature, Tensors
+from luban.tasks.rows import Array, Signature, Tensors, attention_part
 
 _ENCODE_ROWS = 512
 _TEXT = ("text", "sentence", "review", "content", "title", "comment", "question", "body")
@@ -68,6 +68,8 @@ class TextNetwork(Section):
     """Layers of `rnn`, `lstm`, `gru` and `transformer`."""
     heads: Positive = 4
     """Attention heads of `transformer`."""
+    pooling: Literal["max", "mean", "last", "attention"] = "max"
+    """With `rnn`, `lstm`, `gru`: how the states of a text become one; the report shows what `attention` looked at."""
     channels: Positive = 128
     """With `cnn`: filters of each width."""
     filters: list[Positive] = Field(default=[3, 4, 5])
@@ -206,6 +208,25 @@ class TextClassification(Classifier):
         text = rows.row(number)["values"]["text"]
         return {"parts": [{"kind": "text", "text": text[:2000]}], **self.shown_answer(rows, number, answer)}
 
+    def attended(
+        self, model: nn.Module, tensors: Tensors, answers: Sequence[Any]
+    ) -> Sequence[dict[str, Any] | None]:
+        """Return how much each token counted, of a network that attends; the evidence beside it is no part of that."""
+        inner = model.network if isinstance(model, Wide) else model
+        found = None
+        if isinstance(inner, Recurrent | ModernEncoder):
+            found = inner.attended(tensors["ids"].long(), tensors["ids_mask"])
+        if found is None:
+            return super().attended(model, tensors, answers)
+        method = "pooling" if isinstance(inner, Recurrent) else "rollout"
+        tokenizer, parts = self.fitted.tokenizers[""], []
+        lengths = tensors["ids_mask"].sum(1).tolist()
+        for ids, weights, length, answer in zip(tensors["ids"], found.cpu(), lengths, answers, strict=True):
+            tokens = [tokenizer.token(number) or "" for number in ids[:length].tolist()]
+            said = next(iter(self.decode(answer)["probabilities"]))
+            parts.append(attention_part(method, [said], tokens, weights[None, :length]))
+        return parts
+
     def view(self, rows: RowSet, number: int) -> str:
         """Return the tokens with a bar between them, and the label."""
         columns, lengths = rows.gather(np.array([number]))
@@ -271,6 +292,7 @@ def network(settings: TextNetwork, vocab_size: int, outputs: int, length: int) -
                     width=width,
                     layers=settings.layers,
                     cell=cell,
+                    pooling=settings.pooling,
                     dropout=dropout,
                 )
             )
