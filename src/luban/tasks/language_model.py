@@ -16,12 +16,13 @@ from luban.data.fingerprint import Fingerprint, fingerprint_of
 from luban.data.prepare import Prepared, prepare
 from luban.data.tokenizer import Tokenizer
 from luban.data.windows import WindowBatch, Windows
-from luban.durable import FileSystem
+from luban.durable import FileSystem, member
 from luban.errors import InputError
 from luban.metrics.text_loss import TextLoss
-from luban.model_folder import LoadedModel, load_model, save_model
+from luban.model_folder import GRAPH, LoadedModel, load_model, save_model
 from luban.models.decoder import DecoderConfig
 from luban.models.flops import step_flops
+from luban.models.generation import Rereading
 from luban.models.gpt2 import GPT2Config
 from luban.models.layouts import new_module, read_config, write_config
 from luban.models.loss import cross_entropy_sum, token_losses
@@ -39,7 +40,7 @@ from luban.tasks.text_evaluation import (
     openings,
 )
 from luban.tasks.text_generation import generate_text
-from luban.tasks.text_model import USAGE, TextModel, load_text_model, text_graph
+from luban.tasks.text_model import USAGE, TextModel, load_text_graph, load_text_model, text_graph
 
 MICRO_BATCH_TOKENS = 16_384
 QUICK_TOKENS = 16_384
@@ -130,7 +131,9 @@ class LanguageModel:
 
     @staticmethod
     def load(folder: Path) -> TextModel:
-        """Read a model folder of any family luban reads."""
+        """Read a model folder of any family luban reads, or the graph of one."""
+        if member(folder, GRAPH).is_file() and not any(folder.glob("*.safetensors*")):
+            return load_text_graph(folder)
         return load_text_model(folder)
 
     @staticmethod
@@ -144,6 +147,12 @@ class LanguageModel:
         **options: Any,
     ) -> Evaluation:
         """Measure a model on text; see luban.tasks.text_evaluation."""
+        if isinstance(model.module, Rereading):
+            raise InputError(
+                "a graph of a language model answers prompts and is not measured: how far it is from the model that it "
+                "came from stands in its parity.json",
+                fix="give the run or the model folder that it was exported from, for example RUN/model",
+            )
         return measure_text(model, source, recipe=recipe, stop=stop, progress=progress, **options)
 
     @staticmethod
