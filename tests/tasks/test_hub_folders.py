@@ -12,8 +12,9 @@ import torch
 
 from luban.data.tokenizer import Tokenizer
 from luban.errors import InputError, LubanError, RecipeError
+from luban.tasks.bert import pieces_of
 from luban.tasks.image_classification import ImageClassification
-from luban.tasks.sequence_labelling import SequenceLabelling, pieces_of
+from luban.tasks.sequence_labelling import SequenceLabelling
 from luban.tasks.text_classification import TextClassification
 from luban.verbs.export import export
 from luban.verbs.load import load

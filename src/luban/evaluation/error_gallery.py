@@ -48,6 +48,7 @@ def gallery(evaluation: JsonObject) -> list[dict[str, Any]]:
                 "parts": parts,
                 "tagged": any(part["kind"] == "tokens" for part in parts),
                 "wide": any(part["kind"] in ("tokens", "pair", "attention") for part in parts),
+                "method": next((part["method"] for part in parts if part.get("method")), ""),
                 "expected": expected,
                 "answers": _answers(error.get("answers"), expected, weighed),
                 "where": words(error.get("where"), 200),

@@ -25,7 +25,7 @@ from luban.data.workers import cores
 from luban.errors import DataError, InputError
 from luban.models.airbench import Airbench, AirbenchConfig
 from luban.models.augment import Augmentation, mixup, symmetric_beta, uniforms
-from luban.models.image_layouts import ImageConfig, new_image_module, write_image_config
+from luban.models.image_layouts import ImageConfig, new_image_module
 from luban.models.lenet import LeNet, LeNetConfig, SmallConvNet, SmallConvNetConfig
 from luban.models.normalised import Normalised
 from luban.models.resnet import ResNet, ResNetConfig
@@ -33,17 +33,13 @@ from luban.models.vit import ViTConfig
 from luban.recipe import Fraction, Positive, Section
 from luban.row_recipe import Objective, RowData, RowEvaluation, RowRecipe
 from luban.tasks import picture_folder
-from luban.tasks.base import Broken, Choice, Machine
-from luban.tasks.classification import Classifier
+from luban.tasks.base import Broken
 from luban.tasks.columns import column_of, labelled
 from luban.tasks.rows import Array, Signature, Tensors
-from luban.tasks.starting import Start
 
 _LOOKED_AT = 2_000
 """Training pictures from which size, mean and spread are taken."""
 _LARGE, _USUAL = 96, 64
-_DECIDED = ("widths", "layers", "width", "heads", "patch", "config")
-"""Keys of `model` that a folder of ViT or ResNet leaves no say in."""
 LABEL_COLUMNS = ("label", "class", "category", "target")
 _WHITENED = 5_000
 
@@ -135,7 +131,7 @@ class ImageClassificationRecipe(RowRecipe):
     """What is measured."""
 
 
-class ImageClassification(Classifier):
+class ImageClassification(picture_folder.StartsFromPictures):
     """Tell which label a picture has."""
 
     name: ClassVar[str] = "image-classification"
@@ -198,28 +194,6 @@ class ImageClassification(Classifier):
         except (OSError, ValueError) as error:
             why = str(error)
         raise BadValue("no_file", f"cannot read the picture {path[:200]}: {why}")
-
-    @classmethod
-    def adopted(cls, recipe: Any, folder: Path) -> Any:
-        """Return the recipe with what the model to start from decides: of a ViT or ResNet its shape and pictures."""
-        if (fields := picture_folder.hub_fields(folder, cls.name)) is None:
-            return recipe
-        return picture_folder.adopted(recipe, folder, fields, leaves_no_say=_DECIDED)
-
-    @classmethod
-    def start(cls, folder: Path) -> Start:
-        """Read the model that a run starts from: a model of this task, or a folder of ViT or ResNet."""
-        if picture_folder.hub_fields(folder, cls.name) is None:
-            return super().start(folder)
-        return picture_folder.start(folder, cls.name)
-
-    @classmethod
-    def choose(cls, recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
-        """Choose batch and learning rate where the recipe leaves them open."""
-        found = dict(super().choose(recipe, prepared, machine, start))
-        if recipe.model.config is not None and "train.learning_rate" in found:
-            found["train.learning_rate"] = picture_folder.RATE
-        return found
 
     def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
         """Learn the labels, the size, and mean and spread of the channels."""
@@ -312,13 +286,13 @@ class ImageClassification(Classifier):
     def build(self) -> nn.Module:
         """Return the network that the recipe names, behind the scaling of its pictures."""
         state = self.fitted.state
-        shape = self._hub_shape()
+        shape = self.hub_shape()
         if shape is not None:
             return Normalised(new_image_module(shape), state["mean"], state["spread"])
         network = _network(self.settings.model, len(self.labels), len(state["mean"]), state["size"])
         return Normalised(network, state["mean"], state["spread"])
 
-    def _hub_shape(self) -> ImageConfig | None:
+    def hub_shape(self) -> ImageConfig | None:
         """Return the network's shape where Hugging Face's layout has it: a ViT, or what a folder was started from."""
         settings, state = self.settings.model, self.fitted.state
         if settings.config is not None:
@@ -328,32 +302,6 @@ class ImageClassification(Classifier):
             if settings.network == "vit"
             else None
         )
-
-    def config(self) -> dict[str, Any]:
-        """Return config.json of the model folder; of a ViT or ResNet what other tools build it from."""
-        shape = self._hub_shape()
-        return super().config() if shape is None else write_image_config(shape, self.labels)
-
-    def weights_out(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the network's weights by the names of the model folder."""
-        shape = self._hub_shape()
-        return weights if shape is None else picture_folder.weights_out(shape, weights)
-
-    def weights_in(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return a model folder's weights by the names of the network."""
-        shape, state = self._hub_shape(), self.fitted.state
-        if shape is None:
-            return weights
-        scaling = {name: torch.tensor(state[name])[:, None, None] for name in ("mean", "spread")}
-        return picture_folder.weights_in(shape, weights, scaling)
-
-    def files(self) -> dict[str, Any]:
-        """Return how other tools bring pictures to numbers, of networks that they know."""
-        state = self.fitted.state
-        if self._hub_shape() is None:
-            return {}
-        written = picture_folder.preprocessor(state["size"], state["mean"], state["spread"])
-        return {picture_folder.PREPROCESSOR: written}
 
     def ready(self, model: nn.Module, rows: RowSet) -> None:
         """Give a network that whitens its input the pictures to learn that from."""

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from luban.durable import member, read_json
@@ -26,39 +27,91 @@ from luban.models.image_layouts import (
     ImageConfig,
     read_image_config,
     read_image_weights,
+    write_image_config,
     write_image_weights,
 )
 from luban.models.vit import ViTConfig
-from luban.tasks.base import Choice
-from luban.tasks.starting import Start, hub_config, unless_named
+from luban.tasks.base import Choice, Machine
+from luban.tasks.classification import Classifier
+from luban.tasks.starting import Start, hub_config, unless_named, with_rate
 
 RATE = Choice(5e-5, "usual for AdamW on a network that begins trained on other pictures")
 PREPROCESSOR = "preprocessor_config.json"
 _OUTPUTS = ("classifier.weight", "classifier.bias", "classifier.1.weight", "classifier.1.bias")
+_DECIDED = ("widths", "layers", "width", "heads", "patch", "config")
+"""Keys of `model` that a folder leaves no say in."""
 _NETWORK = "network."
 """What the names of a network behind its scaling begin with."""
 
 
-def hub_fields(folder: Path, task: str) -> dict[str, Any] | None:
-    """Return config.json of a folder of ViT or ResNet; None for one of luban's own layout."""
-    return hub_config(folder, IMAGE_LAYOUTS, task)
+class StartsFromPictures(Classifier):
+    """A classifier of pictures whose runs may start from a folder of ViT or ResNet, and which writes such folders.
+
+    The fitted state has `size`, `mean` and `spread`; the network is a `Normalised`.
+    """
+
+    def hub_shape(self) -> ImageConfig | None:
+        """Return the network's shape where Hugging Face's layout has it."""
+        raise NotImplementedError
+
+    @classmethod
+    def adopted(cls, recipe: Any, folder: Path) -> Any:
+        """Return the recipe with what the model to start from decides: of a ViT or ResNet its shape and pictures."""
+        if (fields := hub_config(folder, IMAGE_LAYOUTS, cls.name)) is None:
+            return recipe
+        return _adopted(recipe, folder, fields)
+
+    @classmethod
+    def start(cls, folder: Path) -> Start:
+        """Read the model that a run starts from: a model of this task, or a folder of ViT or ResNet."""
+        fields = hub_config(folder, IMAGE_LAYOUTS, cls.name)
+        return super().start(folder) if fields is None else _start(folder, fields)
+
+    @classmethod
+    def choose(cls, recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
+        """Choose batch and learning rate where the recipe leaves them open."""
+        found = dict(super().choose(recipe, prepared, machine, start))
+        return found if recipe.model.config is None else with_rate(recipe, found, RATE)
+
+    def config(self) -> dict[str, Any]:
+        """Return config.json of the model folder; of a ViT or ResNet what other tools build it from."""
+        shape = self.hub_shape()
+        return super().config() if shape is None else write_image_config(shape, self.labels)
+
+    def weights_out(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the network's weights by the names of the model folder."""
+        shape = self.hub_shape()
+        return weights if shape is None else _weights_out(shape, weights)
+
+    def weights_in(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a model folder's weights by the names of the network."""
+        shape, state = self.hub_shape(), self.fitted.state
+        if shape is None:
+            return weights
+        scaling = {name: torch.tensor(state[name])[:, None, None] for name in ("mean", "spread")}
+        return _weights_in(shape, weights, scaling)
+
+    def files(self) -> dict[str, Any]:
+        """Return how other tools bring pictures to numbers, of networks that they know."""
+        state = self.fitted.state
+        if self.hub_shape() is None:
+            return {}
+        written = _preprocessor(state["size"], state["mean"], state["spread"])
+        return {PREPROCESSOR: written}
 
 
-def adopted(recipe: Any, folder: Path, fields: Mapping[str, Any], *, leaves_no_say: Sequence[str]) -> Any:
+def _adopted(recipe: Any, folder: Path, fields: Mapping[str, Any]) -> Any:
     """Return the recipe of a run that starts from such a folder: the network's shape, and pictures as it takes them.
-
-    Arguments:
-        leaves_no_say: keys of `model` that the folder answers.
 
     Raises:
         RecipeError: the recipe says otherwise. InputError: the folder has what luban has not.
     """
     config = read_image_config(fields, folder / "config.json")
     named, network = recipe.model.model_fields_set, str(fields["model_type"])
-    wrong = [f"model.{name}" for name in leaves_no_say if name in named]
+    wrong = [f"model.{name}" for name in _DECIDED if name in named]
     if "network" in named and recipe.model.network != network:
         wrong.append(f"model.network {recipe.model.network}")
-    asked = pictures_of(folder, config)
+    asked = _pictures_of(folder, config)
     wrong += [
         f"data.{name}"
         for name, value in asked.items()
@@ -89,7 +142,7 @@ def _same(own: object, value: object) -> bool:
     return own == value or (isinstance(own, list) and own == [value, value])
 
 
-def pictures_of(folder: Path, config: ImageConfig) -> dict[str, Any]:
+def _pictures_of(folder: Path, config: ImageConfig) -> dict[str, Any]:
     """Return what preprocessor_config.json says of pictures, by the keys of a recipe's `data` section.
 
     Raises:
@@ -137,9 +190,8 @@ def config_with(fields: Mapping[str, Any], labels: Sequence[str], dropout: float
     return dataclasses.replace(config, dropout=dropout) if isinstance(config, ViTConfig) else config
 
 
-def start(folder: Path, task: str) -> Start:
+def _start(folder: Path, fields: Mapping[str, Any]) -> Start:
     """Read the weights of a folder, by the names of luban's network behind its scaling."""
-    fields = hub_fields(folder, task) or {}
     config = read_image_config(fields, folder / "config.json")
     labels = fields.get("id2label")
     known = None
@@ -150,20 +202,20 @@ def start(folder: Path, task: str) -> Start:
     return Start({f"{_NETWORK}{name}": t for name, t in tensors.items()}, {"labels": known}, {}, outputs)
 
 
-def weights_out(config: ImageConfig, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _weights_out(config: ImageConfig, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return the weights of a network behind its scaling by the family's names; the scaling stands elsewhere."""
     inner = {n.removeprefix(_NETWORK): t for n, t in weights.items() if n.startswith(_NETWORK)}
     return write_image_weights(config, inner)
 
 
-def weights_in(
+def _weights_in(
     config: ImageConfig, weights: Mapping[str, Tensor], scaling: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
     """Return a folder's weights by the names of a network behind its scaling."""
     return {**scaling, **{f"{_NETWORK}{n}": t for n, t in read_image_weights(config, weights).items()}}
 
 
-def preprocessor(size: Sequence[int], mean: Sequence[float], spread: Sequence[float]) -> dict[str, Any]:
+def _preprocessor(size: Sequence[int], mean: Sequence[float], spread: Sequence[float]) -> dict[str, Any]:
     """Return preprocessor_config.json: how other tools bring pictures to numbers."""
     return {
         "image_processor_type": "ViTImageProcessor",

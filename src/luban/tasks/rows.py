@@ -33,9 +33,6 @@ from luban.tasks.row_learner import RowLearner, choices
 from luban.tasks.row_model import RowModel, graph_of, load_row_model, measure_rows, rows_of_file
 from luban.tasks.starting import Start, hub_config, with_its_tokenizer
 
-ATTENDED, ATTENDED_ALONE = 48, 200
-"""Tokens of a side whose attention is kept, and of the one side where there is no other."""
-
 Array = NDArray[Any]
 Tensors = Mapping[str, Tensor]
 
@@ -422,26 +419,6 @@ class RowTask:
         return Usage(self.pipeline, "luban", code, caution)
 
 
-def attention_part(
-    method: str, rows: Sequence[str], columns: Sequence[str], weights: Tensor
-) -> dict[str, Any]:
-    """Return what a network looked at as the report reads it; of long texts the beginning.
-
-    Arguments:
-        method: how the weights came about: see `RowTask.attended`.
-        weights: (rows, columns), each row of sum 1.
-    """
-    high, wide = ATTENDED, ATTENDED if len(rows) > 1 else ATTENDED_ALONE
-    return {
-        "kind": "attention",
-        "method": method,
-        "rows": list(rows[:high]),
-        "columns": list(columns[:wide]),
-        "weights": [[round(weight, 4) for weight in line] for line in weights[:high, :wide].tolist()],
-        "cut": len(rows) > high or len(columns) > wide,
-    }
-
-
 __all__ = [
     "BadValue",
     "Fitted",
@@ -451,5 +428,4 @@ __all__ = [
     "Scores",
     "Signature",
     "Tensors",
-    "attention_part",
 ]

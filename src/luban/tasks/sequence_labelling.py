@@ -28,13 +28,9 @@ from luban.models.tagger import Tagger, TaggerConfig
 from luban.recipe import Positive, Section
 from luban.row_recipe import RowData, RowEvaluation, RowRecipe
 from luban.tasks import bert
-from luban.tasks.base import Choice, Machine
-from luban.tasks.rows import Array, RowTask, Scores, Signature, Tensors
-from luban.tasks.starting import Start
+from luban.tasks.rows import Array, Scores, Signature, Tensors
 
 PADDING, UNKNOWN = 0, 1
-_DECIDED = ("crf", "width", "characters", "pairs", "layers", "heads", "config")
-"""Keys of `model` that a BERT leaves no say in."""
 _MOST_TAGS = 1000
 
 
@@ -99,7 +95,7 @@ class SequenceLabellingRecipe(RowRecipe):
     """What is measured."""
 
 
-class SequenceLabelling(RowTask):
+class SequenceLabelling(bert.StartsFromBert):
     """Tell the tag of each token."""
 
     name: ClassVar[str] = "sequence-labelling"
@@ -108,6 +104,12 @@ class SequenceLabelling(RowTask):
     targets: ClassVar[frozenset[str]] = frozenset({"tags"})
     ragged: ClassVar[frozenset[str]] = frozenset({"words", "letters", "tags", "pieces", "firsts"})
     pipeline = "token-classification"
+    bert_labels: ClassVar[str] = "tags"
+    bert_decides: ClassVar[tuple[str, ...]] = (
+        "crf", "width", "characters", "pairs", "layers", "heads", "config",
+    )  # fmt: skip
+    # Other tools that read the folder have no field.
+    bert_lacks: ClassVar[Mapping[str, Any]] = {"crf": False}
     evaluation_rows: ClassVar[int] = 128
 
     def __init__(self, settings: Any, fitted: Fitted | None = None) -> None:
@@ -204,7 +206,7 @@ class SequenceLabelling(RowTask):
         """Return each token's word, its characters, and its tag where there is one."""
         if self.fitted.tokenizers:
             room = self._bert().max_length
-            found = pieces_of(self.fitted.tokenizers[""], row["tokens"], room, whole="tags" in row)
+            found = bert.pieces_of(self.fitted.tokenizers[""], row["tokens"], room, whole="tags" in row)
         else:
             found = self._spelled(row["tokens"])
         if "tags" in row:
@@ -274,30 +276,6 @@ class SequenceLabelling(RowTask):
         if self.settings.model.network != "bert":
             return super().config()
         return write_config(self._bert(), self.fitted.state["tags"])
-
-    @classmethod
-    def adopted(cls, recipe: Any, folder: Path) -> Any:
-        """Return the recipe with what the model to start from decides: of a BERT its shape and its tokenizer."""
-        if (fields := bert.bert_config(folder, cls.name)) is None:
-            return recipe
-        found = bert.adopted(recipe, folder, fields, leaves_no_say=_DECIDED)
-        # Other tools that read the folder have no field.
-        return found.model_copy(update={"model": found.model.model_copy(update={"crf": False})})
-
-    @classmethod
-    def start(cls, folder: Path) -> Start:
-        """Read the model that a run starts from: a model of this task, or a BERT."""
-        if bert.bert_config(folder, cls.name) is None:
-            return super().start(folder)
-        return bert.start(folder, "tags")
-
-    @classmethod
-    def choose(cls, recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
-        """Choose batch and learning rate where the recipe leaves them open."""
-        found = dict(super().choose(recipe, prepared, machine, start))
-        if recipe.model.network == "bert" and "train.learning_rate" in found:
-            found["train.learning_rate"] = bert.RATE
-        return found
 
     def count(self, tensors: Tensors) -> int:
         """Return the number of tokens."""
@@ -469,33 +447,6 @@ class SequenceLabelling(RowTask):
             "data": {"characters": 8},
             "model": {"width": 16, "characters": 8, "dropout": 0.0},
         }
-
-
-def pieces_of(tokenizer: Tokenizer, tokens: Sequence[str], room: int, *, whole: bool) -> dict[str, Array]:
-    """Return the pieces of a sentence with [CLS] and [SEP] around them, and which is the first of each token.
-
-    Arguments:
-        room: most pieces. whole: refuse a sentence that has more, instead of cutting it behind a token.
-
-    Raises:
-        BadValue: the sentence has more.
-    """
-    first, last = tokenizer.frame or (tokenizer.begin_id, tokenizer.end_id)
-    unknown = [tokenizer.end_id if tokenizer.unknown_id is None else tokenizer.unknown_id]
-    ids, firsts = [first], []
-    for pieces in tokenizer.encode_batch(list(tokens)):
-        pieces = (
-            pieces or unknown
-        )  # what the tokenizer drops, as a control character, is a token all the same
-        if len(ids) + len(pieces) + 1 > room:
-            if whole:
-                raise BadValue(
-                    "too_long", f"the sentence has more than {room} pieces, as many as the model reads"
-                )
-            break
-        firsts.append(len(ids))
-        ids += pieces
-    return {"pieces": np.array([*ids, last], np.int32), "firsts": np.array(firsts, np.int32)}
 
 
 def _permit_what_stands(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from luban.data.tokenizer import Tokenizer
 from luban.durable import member, read_json
 from luban.errors import CheckpointError, InputError, nearest
+from luban.tasks.base import Choice
 
 if TYPE_CHECKING:
     from luban.tasks.row_model import RowModel
@@ -193,3 +194,9 @@ def unless_named(section: Any, **values: Any) -> Any:
     return section.model_copy(
         update={name: value for name, value in values.items() if name not in section.model_fields_set}
     )
+
+
+def with_rate(recipe: Any, chosen: dict[str, Choice], rate: Choice) -> dict[str, Choice]:
+    """Return what was chosen, with a rate that suits a trained network, where Adam or AdamW goes on with it."""
+    fits = recipe.train.optimizer in ("adam", "adamw") and "train.learning_rate" in chosen
+    return {**chosen, "train.learning_rate": rate} if fits else chosen

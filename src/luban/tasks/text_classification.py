@@ -25,16 +25,13 @@ from luban.models.wide import Wide
 from luban.recipe import Positive, Section
 from luban.row_recipe import Objective, RowData, RowRecipe
 from luban.tasks import bert
-from luban.tasks.base import Choice, Machine
+from luban.tasks.attended import attention_part
 from luban.tasks.classification import Classifier
 from luban.tasks.columns import column_of, labelled
-from luban.tasks.rows import Array, Signature, Tensors, attention_part
-from luban.tasks.starting import Start, with_its_tokenizer
+from luban.tasks.rows import Array, Signature, Tensors
 
 _ENCODE_ROWS = 512
 _TEXT = ("text", "sentence", "review", "content", "title", "comment", "question", "body")
-_DECIDED = ("width", "layers", "heads", "channels", "filters", "pooling", "evidence", "pairs", "config")
-"""Keys of `model` that a BERT leaves no say in."""
 _LABEL = ("label", "labels", "class", "category", "sentiment", "target", "y")
 
 
@@ -110,7 +107,7 @@ class TextClassificationRecipe(RowRecipe):
     """What the loss is."""
 
 
-class TextClassification(Classifier):
+class TextClassification(bert.StartsFromBert, Classifier):
     """Tell which label a text has."""
 
     name: ClassVar[str] = "text-classification"
@@ -120,6 +117,11 @@ class TextClassification(Classifier):
     # Measured on SST-2: benchmarks/LOG.md.
     rate: ClassVar[float] = 1 / 3
     pipeline = "text-classification"
+    bert_decides: ClassVar[tuple[str, ...]] = (
+        "width", "layers", "heads", "channels", "filters", "pooling", "evidence", "pairs", "config",
+    )  # fmt: skip
+    # The evidence of words beside the network would be lost on whatever else reads the folder.
+    bert_lacks: ClassVar[Mapping[str, Any]] = {"evidence": False}
 
     def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Find the columns of text and label."""
@@ -143,30 +145,6 @@ class TextClassification(Classifier):
     def parse(self, raw: Any) -> Mapping[str, Any]:
         """Take a bare text as a row."""
         return {"text": raw} if isinstance(raw, str) else super().parse(raw)
-
-    @classmethod
-    def adopted(cls, recipe: Any, folder: Path) -> Any:
-        """Return the recipe with what the model to start from decides: its tokenizer, of a BERT its shape too."""
-        if (fields := bert.bert_config(folder, cls.name)) is None:
-            return with_its_tokenizer(recipe, folder)
-        found = bert.adopted(recipe, folder, fields, leaves_no_say=_DECIDED)
-        # The evidence of words beside the network would be lost on whatever else reads the folder.
-        return found.model_copy(update={"model": found.model.model_copy(update={"evidence": False})})
-
-    @classmethod
-    def start(cls, folder: Path) -> Start:
-        """Read the model that a run starts from: a model of this task, or a BERT."""
-        if bert.bert_config(folder, cls.name) is None:
-            return super().start(folder)
-        return bert.start(folder, "labels")
-
-    @classmethod
-    def choose(cls, recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
-        """Choose batch and learning rate where the recipe leaves them open."""
-        found = dict(super().choose(recipe, prepared, machine, start))
-        if recipe.model.network == "bert" and "train.learning_rate" in found:
-            found["train.learning_rate"] = bert.RATE
-        return found
 
     def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
         """Learn the labels and the vocabulary."""

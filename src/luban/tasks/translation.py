@@ -27,8 +27,9 @@ from luban.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from luban.models.seq2seq_rnn import RecurrentSeq2Seq, RecurrentSeq2SeqConfig
 from luban.recipe import Positive, Section
 from luban.row_recipe import RowData, RowEvaluation, RowRecipe
+from luban.tasks.attended import attention_part
 from luban.tasks.columns import column_of
-from luban.tasks.rows import Array, RowTask, Scores, Signature, Tensors, attention_part
+from luban.tasks.rows import Array, RowTask, Scores, Signature, Tensors
 
 _SOURCE = ("source", "src", "input", "question", "from")
 _TARGET = ("target", "tgt", "trg", "output", "answer", "to", "translation")
