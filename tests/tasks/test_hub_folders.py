@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from luban.console import Show
 from luban.data.tokenizer import Tokenizer
-from luban.errors import InputError, LubanError, RecipeError
+from luban.errors import InputError, LubanError, RecipeError, Stopped
+from luban.signals import StopRequest
 from luban.tasks.bert import pieces_of
 from luban.tasks.image_classification import ImageClassification
 from luban.tasks.sequence_labelling import SequenceLabelling
 from luban.tasks.text_classification import TextClassification
+from luban.training.faults import Faults
 from luban.verbs.export import export
 from luban.verbs.load import load
-from luban.verbs.train import train
+from luban.verbs.train import Tools, train
 
 transformers = pytest.importorskip("transformers")
 
@@ -144,6 +147,26 @@ def test_the_run_needs_its_folder_no_more_and_is_one_to_start_from(bert_folder: 
     told = json.loads((other / "plan.json").read_text("utf-8"))["started"]["told"]
     assert "new: classifier.weight, classifier.bias (the labels are others)" in told
     assert "embeddings" not in told  # two types of token are not two labels
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes_without_its_folder(
+    bert_folder: Path, text_run: Path, tmp_path: Path
+) -> None:
+    folder, stop = tmp_path / "bert", StopRequest()
+    shutil.copytree(bert_folder, folder)
+    at_one = Faults({("step", 1, 0): lambda: stop.ask("the test")})
+    with pytest.raises(Stopped):
+        made = recipe(TextClassification, texts(tmp_path), folder)
+        train(made, out=tmp_path / "run", tools=Tools(Show(quiet=True), stop, at_one))
+    shutil.rmtree(folder)
+    train(resume=tmp_path / "run")
+    weights = (run / "model" / "model.safetensors" for run in (tmp_path / "run", text_run))
+    assert len({path.read_bytes() for path in weights}) == 1
+    told = [
+        json.loads((run / "plan.json").read_text("utf-8"))["started"]["told"]
+        for run in (tmp_path / "run", text_run)
+    ]
+    assert told[0] == told[1]
 
 
 def test_its_graph_answers_the_same(text_run: Path, tmp_path: Path) -> None:
