@@ -1,8 +1,8 @@
 """What a network attended to: the weights of its attention, kept while it runs, for a person to look at.
 
-Networks mix with `scaled_dot_product_attention`, which computes the weights inside its kernel and does not give them
-out. `AttentionWeights` stands between: while it is on, each call's weights are computed beside it and kept, so that no
-network has to be written for being watched, and none computes differently.
+Where no gradient is asked for, networks mix with `scaled_dot_product_attention`, which computes the weights inside its
+kernel and does not give them out. `AttentionWeights` stands between: while it is on, each call's weights are computed
+beside it and kept, so that no network has to be written for being watched, and none computes differently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class AttentionWeights(TorchFunctionMode):
-    """Keeps the weights of every attention that is computed while it is on.
+    """Keeps the weights of every attention that is computed without gradients while it is on.
 
     Attributes:
         found: of each call, in order, (batch, heads, queries, keys) float32; each row adds up to 1.

@@ -208,6 +208,7 @@ class Encoder(nn.Module):
         states: Tensor = self.bert.encoder(x, keys_mask(mask))
         return states
 
+    @torch.no_grad()
     def attended(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return how much of each token reaches [CLS], which answers, (batch, length): attention rolled out."""
         with AttentionWeights() as seen:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from luban.models.attention_weights import AttentionWeights, rollout
@@ -121,6 +122,7 @@ class ModernEncoder(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
+    @torch.no_grad()
     def attended(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return how much of each token reaches the mean that answers, (batch, length): attention rolled out."""
         with AttentionWeights() as seen:

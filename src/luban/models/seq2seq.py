@@ -335,6 +335,7 @@ class Seq2Seq(nn.Module):
         memory = self.encode(source_ids, source_mask)
         return F.linear(self.decode(target_ids, memory, source_mask), self.output_weight)
 
+    @torch.no_grad()
     def attended(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor) -> Tensor:
         """Return how much the last decoder layer looked at each source token for the token behind each target token.
 
