@@ -53,7 +53,7 @@ SECTIONS = (
     ("evaluate", LanguageModelRecipe, "evaluate"),
     ("about", LanguageModelRecipe, "about"),
 )
-_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "value"}
 
 INTRODUCTION = """\
 # Recipes and verbs

@@ -38,7 +38,8 @@ def new(kind: str, name: str, out: str, as_json: bool) -> None:
 @click.option("--out", metavar="DIR", required=True, help="The folder to make.")
 @verb
 def export(folder: str, out: str, as_json: bool) -> None:
-    """Write a model as a folder with model.onnx; `luban predict` and `luban evaluate` work on it too.
+    """Write a model as a folder with model.onnx; `luban predict` and `luban evaluate` work on it too
+    (of a language model `luban predict` alone).
 
     The graph is run on rows beside the model, and the largest difference is printed and kept.
     """

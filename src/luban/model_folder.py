@@ -117,7 +117,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
         raise InputError(f"{CONFIG} is missing: this is no model folder", received=str(folder), fix=fix)
     fields = _read_object(folder / CONFIG)
     config = read_config(fields, folder / CONFIG)
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     if config.layers > len(tensors):
         message = f"{CONFIG} says {config.layers} layers, the weights have {len(tensors)} tensors"
         raise CheckpointError(message, where=folder)
@@ -167,7 +167,7 @@ def _read_task_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Read all weights of a folder, float32, from one file or from the shards that the index names."""
     files: Iterable[Path]
     if _member(folder, WEIGHTS).is_file():
@@ -191,7 +191,11 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             if name in tensors:
                 raise CheckpointError(f"two files hold the tensor {name}", where=file)
             if not tensor.is_floating_point():
-                if tensor.dtype == torch.bool:  # the causal mask of old GPT-2 checkpoints
+                # The causal mask of old GPT-2 checkpoints, and the row of numbers of old BERTs.
+                if tensor.dtype == torch.bool or name.endswith("position_ids"):
+                    continue
+                if name.endswith("num_batches_tracked"):
+                    tensors[name] = tensor
                     continue
                 fix = "use a checkpoint that is not quantized"
                 message = f"tensor {name} holds {tensor.dtype}, not floating-point numbers"

@@ -7,7 +7,7 @@ folder, weights come from safetensors only, and no name leads out of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ class TaskFolder:
         config: config.json. weights: by the names of the file; none where the folder holds a graph.
         tokenizers: by name, "" for the one at the top.
         task_state: what the task keeps: `task` (its name) and JSON values.
+        files: what other tools look for besides: JSON by the name of its file; not read.
     """
 
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     tokenizers: Mapping[str, Tokenizer]
     task_state: Mapping[str, Any]
+    files: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_task_folder(folder: Path, content: TaskFolder, card: str, fs: FileSystem = DISK) -> None:
@@ -48,6 +50,8 @@ def save_task_folder(folder: Path, content: TaskFolder, card: str, fs: FileSyste
 def write_beside(folder: Path, content: TaskFolder, fs: FileSystem = DISK) -> None:
     """Write everything but the weights into a folder."""
     write_json(folder / CONFIG, dict(content.config), fs)
+    for name, value in content.files.items():
+        write_json(folder / name, value, fs)
     names = write_tokenizers(folder, content.tokenizers, fs)
     write_json(
         folder / LUBAN, {"format": FORMAT, "task_state": {**content.task_state, "tokenizers": names}}, fs

@@ -340,6 +340,23 @@ def test_rows_of_test_files_that_stand_in_training_are_counted_shown_and_noted(
     }
 
 
+def test_training_rows_that_repeat_an_earlier_one_are_counted_shown_and_stay(
+    prepare: Callable[..., PreparedRows],
+) -> None:
+    again = [{"text": "  TEXT\u3000 3 ", "label": "a"}, {"text": "text ３", "label": "b"}, *labelled(1, 5)]
+    data = prepare([*labelled(20), *again], validation=labelled(4, 100), test=labelled(1, 200))
+    assert data.report["split"]["train"]["rows"] == 23
+    found = data.report["duplicates"]
+    labels = {row["text"]: row["label"] for row in labelled(20)}
+    assert found["rows"] == 3
+    assert found["other_target"] == sum(row["label"] != labels["text 3"] for row in again[:2])
+    example = found["examples"][0]
+    assert (example["first"]["line"], example["again"]["file"]) == (4, "train.jsonl")
+    assert data.report["notes"][0]["kind"] == "duplicates"
+    assert data.report["notes"][0]["detail"].startswith("3 of 23 training rows repeat an earlier one")
+    assert prepare(labelled(20)).report["duplicates"] == {"rows": 0, "other_target": 0, "examples": []}
+
+
 # What is learned, and what is kept.
 
 

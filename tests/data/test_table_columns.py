@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from luban.data.table_columns import TableColumns, leaks, learn_columns
+from luban.data.table_columns import TableColumns, leaks, learn_columns, origin_of
 
 
 def _rows(count: int = 300) -> list[dict[str, Any]]:
@@ -50,6 +50,14 @@ def test_numbers_of_a_row_are_nan_where_missing_and_dates_become_parts() -> None
         12.5,
     ]
     assert all(map(math.isnan, columns.number_row({"age": "n/a", "since": "soon"})))
+
+
+def test_what_is_taken_off_keeps_seconds_apart_that_float32_would_not() -> None:
+    seconds = 1.7e9 + np.arange(0, 3600, 7.0)
+    assert len(np.unique(seconds.astype(np.float32))) < 40
+    shifted = (seconds - origin_of(seconds)).astype(np.float32)
+    assert np.array_equal(np.diff(shifted), np.full(len(seconds) - 1, 7.0, np.float32))
+    assert origin_of(np.array([math.nan])) == 0.0 and origin_of(np.arange(1000.0)) == 0.0
 
 
 @pytest.mark.parametrize("classes", [True, False])

@@ -430,6 +430,16 @@ def test_attention_is_shaded_by_its_share_of_the_largest_weight() -> None:
     assert attention({"rows": ["x"], "columns": ["a"], "weights": [[1, 2]]}) is None
 
 
+def test_attention_of_one_answer_shades_the_words_of_the_text() -> None:
+    part = {"kind": "attention", "method": "rollout", "rows": ["good"], "columns": ["a", "b"]}
+    (error,) = gallery({"errors": [{"parts": [{**part, "weights": [[0.25, 0.75]]}]}]})
+    (shown,) = error["parts"]
+    assert (shown["kind"], shown["method"], shown["cut"]) == ("looked_at", "rollout", False)
+    assert [one["shade"] for one in shown["tokens"]] == ["right s3", "right s8"]
+    (error,) = gallery({"errors": [{"parts": [{**part, "method": "<b>", "weights": [[0.1, 0.2]]}]}]})
+    assert (error["parts"][0]["kind"], error["parts"][0]["method"]) == ("attention", "")
+
+
 # Whatever the file says.
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from luban.errors import InputError
 from luban.models.decoder import Decoder, DecoderConfig
-from luban.models.generation import generate, stream
+from luban.models.generation import Rereading, generate, stream
 from luban.models.gpt2 import GPT2, GPT2Config
 from luban.models.sampling import Sampling, choose, narrow
 
@@ -127,3 +127,19 @@ def test_wrong_input_is_refused() -> None:
         with pytest.raises(InputError, match=next(iter(wrong))):
             generate(module, [[1]], max_tokens=1, **wrong)
     assert generate(module, [[1]], max_tokens=0) == [[]]
+
+
+def test_a_model_that_reads_anew_writes_what_one_with_a_cache_writes() -> None:
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=12, layers=2, width=16, heads=2, max_length=10)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        graph = Rereading(lambda ids: model(ids), 12, 10, min_length=3)
+        prompts = [[1], [2, 3, 4, 5], [6, 7]]
+        for settings in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 5, "repetition_penalty": 1.3}):
+            # Longer than max_length: the oldest part is forgotten, by rows of different lengths.
+            wanted = generate(model, prompts, max_tokens=14, **settings)
+            assert generate(graph, prompts, max_tokens=14, **settings) == wanted
+    with pytest.raises(InputError, match="tokens 0 to 11"):
+        generate(graph, [[12]], max_tokens=1)

@@ -16,8 +16,9 @@ from luban.durable import DISK
 from luban.errors import CheckpointError, RecipeError
 from luban.models.counted import count_flops
 from luban.tasks.base import Machine
-from luban.tasks.row_learner import RATES, RowLearner, choices, primary_of, taken_over
+from luban.tasks.row_learner import RATES, RowLearner, choices, primary_of
 from luban.tasks.row_model import RowModel
+from luban.tasks.starting import Start, taken_over
 from luban.tasks.text_classification import TextClassification
 
 ROWS = 90
@@ -153,7 +154,16 @@ def test_tensors_of_the_same_name_and_shape_are_taken_and_no_other() -> None:
     own = nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(3, 4), "c": nn.Linear(2, 2)})
     other = nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(3, 5), "d": nn.Linear(2, 2)})
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
-    assert taken_over(own, other) == ["a.weight", "a.bias"]
+    taken = taken_over(own, other.state_dict())
+    assert taken.names == ["a.weight", "a.bias"]
+    assert taken.new == {
+        "b.weight": "5 x 3 there, 4 x 3 here",
+        "b.bias": "5 there, 4 here",
+        "c.weight": "not in it",
+        "c.bias": "not in it",
+    }
+    assert taken.unused == ["d.weight", "d.bias"]
+    assert taken.told().startswith("took 2 of 6 tensors; new: b.weight (5 x 3 there, 4 x 3 here);")
     for name, tensor in own.state_dict().items():
         expected = other.state_dict()[name] if name.startswith("a.") else before[name]
         assert torch.equal(tensor, expected)
@@ -164,7 +174,7 @@ def test_a_learner_begins_with_the_weights_of_the_other(data: PreparedRows) -> N
     with torch.no_grad():
         for parameter in trained.model.parameters():
             parameter.add_(0.5)
-    start = RowModel(trained.task, trained.model, {})
+    start = Start.of(RowModel(trained.task, trained.model, {}))
     begun = learner(data, start)
     assert all(
         torch.equal(a, b) for a, b in zip(begun.model.parameters(), trained.model.parameters(), strict=True)
@@ -176,7 +186,11 @@ def test_a_learner_begins_with_the_weights_of_the_other(data: PreparedRows) -> N
     }
     assert same
     assert all(torch.equal(wider.model.state_dict()[name], theirs[name]) for name in same)
-    strange = RowModel(trained.task, nn.Linear(2, 2), {})
+    assert (
+        begun.started() == f"took {len(begun.model.state_dict())} of {len(begun.model.state_dict())} tensors"
+    )
+    assert trained.started() is None
+    strange = Start.of(RowModel(trained.task, nn.Linear(2, 2), {}))
     with pytest.raises(CheckpointError, match="no weights of the names and shapes of this one"):
         learner(data, strange)
 

@@ -186,8 +186,25 @@ def test_a_date_becomes_its_parts(tmp_path: Path) -> None:
     rows = [{"when": f"2024-02-{day:02d}T06:30", "y": day % 2} for day in range(1, 29)]
     data = split(tmp_path, rows, rows)
     days = (np.datetime64("2024-02-01") - np.datetime64("1970-01-01")).astype(int) + 6.5 / 24
+    origin = data.fitted.state["numbers"][0]["origin"]
     # The first of February 2024 was a Thursday: 3, counted from Monday.
-    assert data.train.column("numbers")[0] == pytest.approx([days, 2024, 2, 3, 6.5])
+    assert data.train.column("numbers")[0] == pytest.approx([days - origin, 2024, 2, 3, 6.5])
+
+
+def test_moments_a_second_apart_stay_apart(tmp_path: Path) -> None:
+    seconds = range(40)
+    rows = [
+        {"when": f"2024-02-0{1 + n % 2}T06:30:{n:02d}", "epoch": 1_706_769_000 + n, "y": n % 2}
+        for n in seconds
+    ]
+    data = split(tmp_path, rows, rows)
+    epoch, days, *_, hour = data.train.column("numbers").T.astype(np.float64)
+    assert np.diff(epoch) == pytest.approx(np.ones(39))
+    moments = np.array([1 + n % 2 + (6.5 + n / 3600) / 24 for n in seconds])
+    assert (days - days[0]) * 86_400 == pytest.approx((moments - moments[0]) * 86_400, abs=0.05)
+    hour += data.fitted.state["numbers"][-1]["origin"]
+    assert hour == pytest.approx(6.5 + np.array(seconds) / 3600, abs=1e-6)
+    assert data.fitted.state["numbers"][0]["mean"] == pytest.approx(epoch.mean(), abs=1e-3)
 
 
 def test_commas_part_thousands_and_are_never_decimal(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from luban.console import Show
 from luban.data.row_sets import PreparedRows
 from luban.errors import CheckpointError, DataError, InputError
 from luban.model_folder import LUBAN
+from luban.signals import StopRequest
 from luban.tasks.text_classification import TextClassification
 from luban.verbs.evaluate import evaluate
 from luban.verbs.load import load
 from luban.verbs.predict import predict
-from luban.verbs.train import train
+from luban.verbs.train import Tools, train
 
 Prepare = Callable[..., PreparedRows]
 
@@ -304,6 +307,28 @@ def test_the_figures_of_the_run_are_found_again(run: Path) -> None:
         assert value is None or math.isclose(again[name], value, rel_tol=1e-6), name
 
 
+@pytest.mark.parametrize(
+    ("network", "method"), [("transformer", "rollout"), ("gru", "pooling"), ("cnn", None)]
+)
+def test_the_worst_answers_show_which_words_counted_where_the_network_attends(
+    tmp_path: Path, network: str, method: str | None
+) -> None:
+    told = [{"text": f"{row['text']} {n}", "label": "ab"[n // 3 % 2]} for n, row in enumerate(reviews(60))]
+    model = {"network": network, "pooling": "attention", "width": 8, "heads": 2, "pairs": 0}
+    path = write(tmp_path / "rows.jsonl", told)
+    made = recipe(path, model=model, train={"steps": 1, "batch": 4}, data={"test_fraction": 0.4})
+    folder = train(made, out=tmp_path / "run").folder
+    errors = json.loads((folder / "evaluation.json").read_text("utf-8"))["errors"]
+    assert errors
+    for error in errors:
+        seen = error["parts"][1:]
+        assert [part["method"] for part in seen] == ([method] if method else [])
+        for part in seen:
+            assert part["columns"] == [word.lower() for word in part["columns"]]
+            assert len(part["rows"]) == len(part["weights"]) == 1
+            assert sum(part["weights"][0]) == pytest.approx(1.0, abs=0.01)
+
+
 def test_a_model_folder_that_is_torn_is_named(run: Path, tmp_path: Path) -> None:
     for change in (
         {"fitted": {}},
@@ -350,13 +375,33 @@ def test_a_run_that_starts_from_another_takes_its_weights_and_freezes_what_is_to
         model={**smallest, "start": str(run)},
         train={"steps": 5, "batch": 16, "compile": "off", "freeze": ["*tokens.weight"], "learning_rate": 0.1},
     )
-    outcome = train(made, out=tmp_path / "run")
+    heard: list[str] = []
+    show = Show(quiet=True)
+    show.line = heard.append  # type: ignore[method-assign]
+    outcome = train(made, out=tmp_path / "run", tools=Tools(show, StopRequest()))
+    count = len(load(run).module.state_dict())
+    said = f"started from {run}: took {count} of {count} tensors"
+    assert said in heard
+    events = [json.loads(line) for line in (outcome.folder / "events.jsonl").read_text("utf-8").splitlines()]
+    assert [event["message"] for event in events if event["event"] == "taken"] == [said]
+    page = (outcome.folder / "report.html").read_text("utf-8")
+    assert "Started from a model" in page and f"took {count} of {count} tensors" in page
     before, after = (load(folder).module.state_dict() for folder in (run, outcome.folder))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     learned = {name for name, _ in load(run).module.named_parameters()}
     assert moved == {name for name in learned if not name.endswith("tokens.weight")}
     plan = json.loads((outcome.folder / "plan.json").read_text("utf-8"))
     assert "train.learning_rate" not in plan["chosen"]
+
+
+def test_what_begins_anew_is_told_with_the_reason(run: Path, tmp_path: Path) -> None:
+    others = [{**row, "label": "ABC"[n % 3]} for n, row in enumerate(reviews(60))]
+    made = recipe(write(tmp_path / "rows.jsonl", others), train={"steps": 1, "batch": 16})
+    made["model"]["start"] = str(run)
+    folder = train(made, out=tmp_path / "run").folder
+    told = json.loads((folder / "plan.json").read_text("utf-8"))["started"]["told"]
+    assert re.search(r"new: [^;(]*output\.weight[^;(]*\(the labels are others\)", told)
+    assert load(folder).kind.fitted.tokenizers[""].text == load(run).kind.fitted.tokenizers[""].text
 
 
 def test_slices_are_the_figures_of_the_rows_of_each_value(rows: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from luban.data.row_sets import PreparedRows
 from luban.errors import InputError
 from luban.tasks.row_learner import RowLearner
-from luban.tasks.translation import Translation
+from luban.tasks.translation import Translated, Translation
 from luban.verbs.evaluate import evaluate
 from luban.verbs.load import load
 from luban.verbs.predict import predict
@@ -175,13 +175,48 @@ def test_figures_of_the_run_are_those_of_sacrebleu_on_its_answers(run: Path) -> 
     assert "tok:13a" in written["translation"]["signature"]
 
 
+def test_the_worst_translations_show_where_the_network_looked(run: Path) -> None:
+    errors = json.loads((run / "evaluation.json").read_text("utf-8"))["errors"]
+    assert errors
+    source = load(run).kind.fitted.tokenizers[""]
+    for error in errors:
+        pair, *rest = error["parts"]
+        if not pair["answer"]:
+            continue
+        (seen,) = rest
+        assert seen["kind"] == "attention" and seen["method"] == "last_layer"
+        assert len(seen["columns"]) == len(source.encode(pair["source"])) + 1  # its end token too
+        assert len(seen["weights"]) == len(seen["rows"])
+        for line in seen["weights"]:
+            assert sum(line) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("data", [{"tokenizer": "bpe"}, {"tokenizer": "word", "shared": False}])
+def test_a_translation_that_starts_from_another_reads_and_writes_with_its_tokenizers(
+    tmp_path: Path, data: dict[str, Any]
+) -> None:
+    first = recipe(write(tmp_path / "a.jsonl", pairs(60)), data=data, train={"steps": 1, "compile": "off"})
+    first["model"]["tied"] = data["tokenizer"] == "bpe"
+    begun = train(first, out=tmp_path / "first").folder
+    second = recipe(write(tmp_path / "b.jsonl", pairs(50, seed=2)), train={"steps": 1, "compile": "off"})
+    second["model"] = {**first["model"], "start": str(begun)}
+    second["data"]["tokenizer"] = data["tokenizer"]
+    folder = train(second, out=tmp_path / "second").folder
+    names = {"", "target"} if "shared" in data else {""}
+    for name in names:
+        own, theirs = (load(run).kind.fitted.tokenizers[name].text for run in (folder, begun))
+        assert own == theirs
+    told = json.loads((folder / "plan.json").read_text("utf-8"))["started"]["told"]
+    assert "new:" not in told
+
+
 def test_chinese_targets_are_measured_in_characters(prepare: Prepare) -> None:
     rows = [{"source": f"one {n}", "target": f"一个句子{n}"} for n in range(30)]
     data = prepare(rows)
     assert data.fitted.state["chinese"]
     task = Translation(validated("x"), data.fitted)
     numbers = np.arange(len(data.train))
-    said = [(data.train.row(int(n))["values"]["target"], 0.0) for n in numbers]
+    said = [Translated(data.train.row(int(n))["values"]["target"], 0.0, []) for n in numbers]
     scores: Any = task.scores(said, data.train, numbers)
     assert "tok:zh" in scores.signatures()["bleu"]
     assert scores.figures()["bleu"] == pytest.approx(100.0)
@@ -192,7 +227,7 @@ def test_written_words_are_compared_as_the_tokenizer_cuts_them(prepare: Prepare)
     data = prepare(rows, tokenizer="word")
     task = Translation(validated("x", data={"tokenizer": "word"}), data.fitted)
     number = data.train.row(4)["values"]["source"].split()[1]
-    scores: Any = task.scores([(f"the word , {number} !", 0.0)], data.train, np.array([4]))
+    scores: Any = task.scores([Translated(f"the word , {number} !", 0.0, [])], data.train, np.array([4]))
     assert scores.figures()["bleu"] == pytest.approx(100.0)
     assert "tok:none" in scores.signatures()["bleu"]
 

@@ -146,7 +146,7 @@ def test_what_is_no_model_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_language_models_graph_gives_its_logits_and_says_where_to_answer(
+def test_a_language_models_graph_gives_its_logits_and_writes_what_it_writes(
     finished: Path, tmp_path: Path
 ) -> None:
     made = export(finished, tmp_path / "graph")
@@ -160,8 +160,17 @@ def test_a_language_models_graph_gives_its_logits_and_says_where_to_answer(
         (said,) = session.run(["logits"], {"ids": ids})
         with torch.no_grad():
             np.testing.assert_allclose(said, module(torch.from_numpy(ids)).numpy(), atol=1e-3)
-    with pytest.raises(InputError, match="this is the graph of a language model") as caught:
-        load(tmp_path / "graph")
-    assert "for example RUN/model" in str(caught.value)
-    result = CliRunner().invoke(luban, ["predict", str(tmp_path / "graph"), "the king", "--json"])
-    assert result.exit_code == 2 and "RUN/model" in json.loads(result.stdout.splitlines()[-1])["details"]
+    prompts = ["the king", "to be, or", ""]
+    for settings in ({"temperature": 0.0}, {"temperature": 0.8, "seed": 3, "repetition_penalty": 1.2}):
+        said, same = (
+            load(folder).generate(prompts, max_tokens=12, **settings)
+            for folder in (finished, tmp_path / "graph")
+        )
+        assert said == same
+    assert "".join(load(tmp_path / "graph").stream("the king", max_tokens=5, temperature=0.0))
+    (one,) = ran("predict", str(tmp_path / "graph"), "the king", "--max-tokens", "5", "--temperature", "0")
+    (other,) = ran("predict", str(finished), "the king", "--max-tokens", "5", "--temperature", "0")
+    assert one["text"] == other["text"]
+    (tmp_path / "held.txt").write_text("the king is dead\n")
+    with pytest.raises(InputError, match="answers prompts and is not measured"):
+        evaluate(tmp_path / "graph", str(tmp_path / "held.txt"))

@@ -20,6 +20,7 @@ import numpy as np
 from luban.data.bad_rows import BadKind, BadRows, Place
 from luban.data.fingerprint import FINGERPRINT, Fingerprint, Role, file_prints
 from luban.data.row_files import Layout, RawRow, read_raw_rows, source_files_of
+from luban.data.row_repeats import Repeats, note_of
 from luban.data.row_store import RowSet, RowWriter
 from luban.data.split import draw
 from luban.data.tokenizer import Tokenizer
@@ -276,6 +277,7 @@ class _Preparation:
         self._stop, self._progress, self._fs = stop, progress, fs
         self._roles: Mapping[str, Any] | None = None
         self._digests: list[bytes] = []
+        self._repeats = Repeats()
         self._given: list[int] = []
         self._rows_of_file: Counter[str] = Counter()
 
@@ -301,10 +303,11 @@ class _Preparation:
             fitted = self._reading.fit(training_rows, roles)
             totals = self._encode(spill, sides, fitted, bad)
         overlap = self._overlap(sides, spill)
+        repeats = self._repeats.report(sides, lambda numbers: _rows_shown(numbers, spill))
         spill.remove()
         names = write_tokenizers(self._folder, fitted.tokenizers, self._fs)
         write_json(self._folder / STATE, {"state": dict(fitted.state), "tokenizers": names}, self._fs)
-        self._report(bad, totals, overlap, fitted)
+        self._report(bad, totals, overlap, repeats, fitted)
         write_json(self._folder / FINGERPRINT, self._fingerprint.as_dict(), self._fs)
 
     def _keep(self, quarantine: BinaryIO) -> Callable[[dict[str, Any]], None]:
@@ -342,6 +345,7 @@ class _Preparation:
                 continue
             blob = spill.add(row, place)
             self._digests.append(_digest(row, reading.targets, blob))
+            self._repeats.add(*_parted(row, reading.targets), blob)
             self._given.append(split)
             self._rows_of_file[raw.file] += 1
         if split not in self._given:
@@ -469,19 +473,17 @@ class _Preparation:
             for number, (digest, side) in enumerate(zip(self._digests, sides, strict=True))
             if side > 0 and digest in trained
         ]
-        wanted = {number for pair in pairs[:_EXAMPLES] for number in pair}
-        last = max(wanted, default=-1)
-        shown: dict[int, dict[str, Any]] = {}
-        for number, (row, place) in enumerate(spill.rows()):
-            if number > last:
-                break
-            if number in wanted:
-                shown[number] = {"file": place.file, "line": place.line, "text": _shown(row)}
+        shown = _rows_shown({number for pair in pairs[:_EXAMPLES] for number in pair}, spill)
         examples = [{"validation": shown[a], "train": shown[b]} for a, b in pairs[:_EXAMPLES]]
         return {"exact": len(pairs), "near": 0, "examples": examples}
 
     def _report(
-        self, bad: BadRows, totals: dict[str, dict[str, int]], overlap: dict[str, Any], fitted: Fitted
+        self,
+        bad: BadRows,
+        totals: dict[str, dict[str, int]],
+        overlap: dict[str, Any],
+        repeats: dict[str, Any],
+        fitted: Fitted,
     ) -> None:
         data = self._data
         rule = (
@@ -508,22 +510,45 @@ class _Preparation:
                 f"{overlap['exact']:,} of {held_out:,} held-out rows stand in training too: figures flatter"
             )
             notes.append({"kind": "overlap", "detail": detail})
+        if (note := note_of(repeats, totals["train"]["rows"])) is not None:
+            notes.append(note)
         report = {
             "files": files,
             "rows": sum(self._rows_of_file.values()),
             "bytes": sum(f.bytes for f in self._fingerprint.files),
             "bad_rows": bad.as_dict(),
             "split": {"rule": rule, "seed": data.seed, **totals, "overlap": overlap},
+            "duplicates": repeats,
             "columns": dict(self._roles or {}),
             "notes": notes,
         }
         write_json(self._folder / REPORT, report, self._fs)
 
 
+def _rows_shown(numbers: set[int], spill: _Spill) -> dict[int, dict[str, Any]]:
+    """Return rows by number, each with its place and as a person reads it."""
+    last = max(numbers, default=-1)
+    shown: dict[int, dict[str, Any]] = {}
+    for number, (row, place) in enumerate(spill.rows()):
+        if number > last:
+            break
+        if number in numbers:
+            shown[number] = {"file": place.file, "line": place.line, "text": _shown(row)}
+    return shown
+
+
+def _parted(row: Row, targets: frozenset[str]) -> tuple[Row, Row]:
+    """Return what is given of a row, and what is asked for; of one with a picture the picture alone is given."""
+    plain = all(map(_is_json, row.values()))
+    given = {name: value for name, value in row.items() if name not in targets} if plain else {}
+    return given, {name: value for name, value in row.items() if name in targets}
+
+
 def _digest(row: Row, targets: frozenset[str], blob: bytes) -> bytes:
     """Return a digest of what is given of a row; of one with a picture that is the picture, wherever it lies."""
-    given = {n: v for n, v in row.items() if n not in targets} if all(map(_is_json, row.values())) else {}
-    text = json.dumps(given, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
+    text = json.dumps(_parted(row, targets)[0], ensure_ascii=False, sort_keys=True).encode(
+        "utf-8", "surrogatepass"
+    )
     return hashlib.blake2b(text + blob, digest_size=16).digest()
 
 

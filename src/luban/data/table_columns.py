@@ -25,6 +25,8 @@ DATE_PARTS = ("days", "year", "month", "weekday", "hour")
 _TRUTH = {"true": 1.0, "false": 0.0}
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_KEPT = 1e-7
+"""Of a column's spread, what rounding to float32 may change."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -107,7 +109,24 @@ def mean_numbers(targets: Iterable[object], few: int) -> bool:
 def date_parts(date: datetime.datetime) -> list[float]:
     """Return a date as numbers, by DATE_PARTS: days since 1970, year, month, weekday from Monday, hour."""
     days = (date - datetime.datetime(1970, 1, 1)).total_seconds() / 86_400
-    return [days, float(date.year), float(date.month), float(date.weekday()), date.hour + date.minute / 60]
+    hour = date.hour + date.minute / 60 + (date.second + date.microsecond / 1e6) / 3600
+    return [days, float(date.year), float(date.month), float(date.weekday()), hour]
+
+
+def origin_of(column: Floats) -> float:
+    """Return what is taken off a column so that float32 tells its values apart; 0 where it does so as they are.
+
+    float32 has 24 bits: of seconds since 1970 those of two minutes are one number, of days those of three.
+
+    Example:
+        >>> origin_of(np.array([1.7e9, 1.7e9 + 60])), origin_of(np.array([1.5, 20.25]))
+        (1700000030.0, 0.0)
+    """
+    there = column[np.isfinite(column)]
+    if len(there) == 0:
+        return 0.0
+    off = np.abs(there.astype(np.float32).astype(np.float64) - there).max()
+    return 0.0 if off <= _KEPT * there.std() else float(np.round(there.mean()))
 
 
 @dataclass

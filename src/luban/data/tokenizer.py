@@ -135,6 +135,12 @@ class Tokenizer:
         return self._begin_id
 
     @property
+    def frame(self) -> tuple[int, int] | None:
+        """The tokens between which BERT reads a text, [CLS] and [SEP]; None for tokenizers of other families."""
+        framed = self._model_type == "wordpiece" and self._begin_id != self._end_id
+        return (self._begin_id, self._end_id) if framed else None
+
+    @property
     def unknown_id(self) -> int | None:
         """The token that stands for what the vocabulary lacks; None where every text has its own ids."""
         return None if self._unknown is None else self._rust.token_to_id(self._unknown)

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from luban.errors import InputError
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+VOCABULARY = "vocab.txt"
 SPECIAL_TOKENS = "special_tokens_map.json"
 BESIDE_TOKENIZER = (TOKENIZER_CONFIG, SPECIAL_TOKENS, "config.json")
 """Files beside a tokenizer.json that may name its end token."""
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_BYTES = 256 << 20
 MAX_ID = 1 << 24
 # Names of end tokens in use, the plain end of a text before the end of a chat turn.
@@ -63,23 +66,60 @@ def read_tokenizer(path: Path) -> TokenizerFile:
         InputError: the file is absent, too large, not a tokenizer, contradicts itself, or names no end token.
     """
     file = path / TOKENIZER_JSON if path.is_dir() else path
-    text = _read(file)
+    vocabulary = file.parent / VOCABULARY
+    if not file.is_file() and path.is_dir() and vocabulary.is_file():
+        text, file = (
+            wordpiece(_read(vocabulary), _optional_object(path / TOKENIZER_CONFIG), vocabulary),
+            vocabulary,
+        )
+    else:
+        text = _read(file)
     tokenizer = checked(text, where=str(file))
     config = _optional_object(file.parent / TOKENIZER_CONFIG)
     special = _optional_object(file.parent / SPECIAL_TOKENS)
     model = _optional_object(file.parent / "config.json")
     tokens = _Tokens(tokenizer)
-    end = next(
-        filter(None, (*tokens.named("eos", config, special, model), *map(tokens.known, END_NAMES))), None
-    )
+    separator = next(filter(None, (*tokens.named("sep", config, special, {}), tokens.known("[SEP]"))), None)
+    ends = (*tokens.named("eos", config, special, model), *map(tokens.known, END_NAMES), separator)
+    end = next(filter(None, ends), None)
     if end is None:
         raise InputError(
             "the tokenizer names no token that ends a document",
             where=str(file),
             fix=f'write {{"eos_token": "TOKEN"}} into {file.parent / TOKENIZER_CONFIG}',
         )
-    begin = next(filter(None, tokens.named("bos", config, special, model)), end)
+    # BERT has no begin and no end: a text stands between two tokens of its own.
+    framed = (*tokens.named("cls", config, special, {}), tokens.known("[CLS]")) if end == separator else ()
+    begin = next(filter(None, (*tokens.named("bos", config, special, model), *framed)), end)
     return TokenizerFile(text, end, begin, config, str(file))
+
+
+def wordpiece(lines: str, config: dict[str, Any], where: object) -> str:
+    """Return the JSON of the tokenizer that a BERT's vocab.txt, one token a line, and its small file stand for."""
+    tokens = lines.removesuffix("\n").split("\n")
+    vocabulary = {token.rstrip("\r"): number for number, token in enumerate(tokens)}
+    if lacking := [token for token in BERT_TOKENS if token not in vocabulary]:
+        fix = "is it the vocabulary of a BERT? give a folder with its tokenizer.json"
+        raise InputError(
+            "the vocabulary lacks tokens of BERT's own", received=lacking, where=str(where), fix=fix
+        )
+    if len(vocabulary) != len(tokens):
+        raise InputError("a token stands twice in the vocabulary", where=str(where))
+    lower = config.get("do_lower_case", True) is not False
+    with rust_errors("no tokenizer can be made of this vocabulary", str(where)):
+        rust = RustTokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))  # noqa: S106
+        rust.normalizer = normalizers.BertNormalizer(
+            lowercase=lower,
+            strip_accents=config.get("strip_accents"),
+            handle_chinese_chars=config.get("tokenize_chinese_chars", True) is not False,
+        )
+        rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        rust.decoder = decoders.WordPiece()
+        rust.post_processor = processors.BertProcessing(
+            ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+        )
+        rust.add_special_tokens([token for token in (*BERT_TOKENS, "[MASK]") if token in vocabulary])
+        return str(rust.to_str(pretty=True))
 
 
 def checked(text: str, where: str) -> RustTokenizer:

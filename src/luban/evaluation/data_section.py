@@ -58,6 +58,7 @@ def data_section(report: JsonObject, unit: str = "tokens") -> dict[str, Any] | N
         "bad_rows": _bad_rows(mapping(report.get("bad_rows"))),
         "split": _split(mapping(report.get("split")), _COUNTED[unit]),
         "overlap": _overlap(mapping(mapping(report.get("split")).get("overlap"))),
+        "duplicates": _duplicates(mapping(report.get("duplicates"))),
         "tokenizer": _tokenizer(mapping(report.get("tokenizer"))),
     }
 
@@ -164,19 +165,37 @@ def _overlap(overlap: JsonObject) -> dict[str, Any] | None:
     exact, near = real(overlap.get("exact")), real(overlap.get("near"))
     if exact is None and near is None:
         return None
-    examples = [
-        [
-            (both(f"report.data.{side}"), _where(place), words(place.get("text"), 400))
-            for side in ("validation", "train")
-            if (place := mapping(example.get(side)))
-        ]
-        for example in objects(overlap.get("examples"))[:MAX_EXAMPLES]
-    ]
     return {
         "any": bool(exact or near),
         "exact": formats.whole(exact or 0.0),
         "near": formats.whole(near or 0.0),
-        "examples": [e for e in examples if e],
+        "examples": _paired(overlap, ("validation", "train")),
+    }
+
+
+def _paired(found: JsonObject, sides: tuple[str, str]) -> list[list[tuple[Any, Any, str]]]:
+    """Return examples of two rows each: which of the two, where it stands, what it says."""
+    examples = [
+        [
+            (both(f"report.data.{side}"), _where(place), words(place.get("text"), 400))
+            for side in sides
+            if (place := mapping(example.get(side)))
+        ]
+        for example in objects(found.get("examples"))[:MAX_EXAMPLES]
+    ]
+    return [example for example in examples if example]
+
+
+def _duplicates(found: JsonObject) -> dict[str, Any] | None:
+    """Return how many training rows repeat an earlier one; None where the report does not say."""
+    rows, others = real(found.get("rows")), real(found.get("other_target"))
+    if rows is None:
+        return None
+    return {
+        "any": bool(rows),
+        "rows": formats.whole(rows),
+        "others": formats.whole(others) if others else None,
+        "examples": _paired(found, ("first", "again")),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from luban.evaluation import formats
 from luban.evaluation.charts import amount_bar
-from luban.evaluation.heat import attention
+from luban.evaluation.heat import attention, looked_at
 from luban.evaluation.records import JsonObject, mapping, objects, real, words
 
 MAX_ERRORS = 24
@@ -26,6 +26,9 @@ COLOURS = 8
 PICTURE_SIDE = 160
 MAX_PICTURE_BYTES = 400_000
 MAX_PICTURE_SIDE = 4096
+OF_ONE_ANSWER = frozenset({"pooling", "rollout"})
+METHODS = OF_ONE_ANSWER | {"last_layer", "memory"}
+"""How attention's weights came about, as the catalogue names it; those of one answer for a whole text apart."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -45,6 +48,7 @@ def gallery(evaluation: JsonObject) -> list[dict[str, Any]]:
                 "parts": parts,
                 "tagged": any(part["kind"] == "tokens" for part in parts),
                 "wide": any(part["kind"] in ("tokens", "pair", "attention") for part in parts),
+                "method": next((part["method"] for part in parts if part.get("method")), ""),
                 "expected": expected,
                 "answers": _answers(error.get("answers"), expected, weighed),
                 "where": words(error.get("where"), 200),
@@ -165,8 +169,14 @@ def _pair(raw: JsonObject) -> dict[str, Any] | None:
 
 
 def _attention(raw: JsonObject) -> dict[str, Any] | None:
+    method = words(raw.get("method"), 20)
+    said = method if method in METHODS else ""
+    if method in OF_ONE_ANSWER and (text := looked_at(raw)):
+        return {"kind": "looked_at", "method": said, **text}
     table = attention(raw)
-    return None if table is None else {"kind": "attention", "table": table}
+    return (
+        None if table is None else {"kind": "attention", "method": said, "table": table, "cut": table["cut"]}
+    )
 
 
 _READERS: dict[str, Callable[[JsonObject], dict[str, Any] | None]] = {

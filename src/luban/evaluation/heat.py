@@ -17,7 +17,8 @@ MAX_CLASSES = 500
 MAX_PAIRS = 8
 MAX_WRITTEN = 20
 """With more columns than this, counts are read by pointing at a cell."""
-MAX_TOKENS = 48
+MAX_TOKENS, MAX_ALONE = 48, 200
+"""Tokens of a side, and of the one side where there is no other."""
 SHADES = 10
 MAX_LABEL = 60
 
@@ -101,6 +102,31 @@ def _confused(labels: list[str], wrong: Floats, shares: Floats) -> list[dict[str
     return found
 
 
+def looked_at(part: JsonObject) -> dict[str, Any] | None:
+    """Return the tokens of a text with how much each counted, of one row of weights; None where there is none.
+
+    An even share has the middle shade, twice of it and more the darkest.
+    """
+    tokens = labels_of(part.get("columns"))
+    weights = matrix_of(part.get("weights"), 1, len(tokens))
+    if weights is None:
+        return None
+    even = 1.0 / len(tokens)
+    shown = [
+        {
+            "token": token,
+            "shade": _shade(share / (2 * even)),
+            "says": f"{token}: {formats.percent(share)['en']}",
+        }
+        for token, share in zip(tokens[:MAX_ALONE], weights[0].tolist(), strict=False)
+    ]
+    return {"tokens": shown, "cut": part.get("cut") is True or len(tokens) > MAX_ALONE}
+
+
+def _shade(share: float) -> str:
+    return f"right s{shade_of(share)}" if share else ""
+
+
 def attention(part: JsonObject) -> dict[str, Any] | None:
     """Return what is shown of attention weights, (rows, columns) of tokens; None where the file does not say."""
     rows, columns = (labels_of(part.get(side)) for side in ("rows", "columns"))
@@ -113,10 +139,11 @@ def attention(part: JsonObject) -> dict[str, Any] | None:
         cells = [
             {
                 "written": "",
-                "shade": f"right s{shade_of(weight / most)}" if weight else "",
+                "shade": _shade(weight / most),
                 "says": f"{row} → {column}: {formats.number(real(weight), 3)['en']}",
             }
             for column, weight in zip(columns[:MAX_TOKENS], line, strict=False)
         ]
         shown.append({"label": row, "cells": cells, "total": None})
-    return {"columns": columns[:MAX_TOKENS], "rows": shown, "written": False}
+    cut = part.get("cut") is True or max(len(rows), len(columns)) > MAX_TOKENS
+    return {"columns": columns[:MAX_TOKENS], "rows": shown, "written": False, "cut": cut}

@@ -67,6 +67,9 @@ def _signatures(value: object) -> list[str]:
 def _notes(records: RunRecords) -> list[dict[str, Any]]:
     """What a person has to know before believing a figure: as the evaluation says, or before it the data report."""
     told = objects(records.evaluation.get("notes")) + objects(records.data.get("notes"))
+    started = mapping(records.plan.get("started"))
+    if detail := words(started.get("told"), 500):
+        told.append({"kind": "start", "detail": f"{words(started.get('from'), 200)}: {detail}"})
     # The evaluation repeats what the data report says.
     once = dict.fromkeys((words(note.get("kind"), 60), words(note.get("detail"), 600)) for note in told)
     kept = [note for note in once if any(note)][:MAX_NOTES]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from luban.errors import InputError
 from luban.models.attention import mix
+from luban.models.attention_weights import AttentionWeights, rollout
 from luban.models.config_checks import check_heads, check_shares, check_sizes
 from luban.models.dropout import dropout
 from luban.models.head import Head
@@ -207,6 +208,13 @@ class Encoder(nn.Module):
         states: Tensor = self.bert.encoder(x, keys_mask(mask))
         return states
 
+    @torch.no_grad()
+    def attended(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return how much of each token reaches [CLS], which answers, (batch, length): attention rolled out."""
+        with AttentionWeights() as seen:
+            self.hidden(ids, mask)
+        return rollout(seen.found)[:, 0]
+
     def forward(self, ids: Tensor, mask: Tensor, token_types: Tensor | None = None) -> Tensor:
         """Return logits, (batch, outputs), or (batch, length, outputs) where `per_token`.
 
@@ -288,7 +296,8 @@ def read_config(fields: Mapping[str, Any], *, per_token: bool, outputs: int) -> 
     for key, fixed in _FIXED.items():
         received = fields.get(key, fixed)
         if received not in (None, fixed):
-            raise InputError(f"{key} must be {fixed}", received=received, where="config.json")
+            fix = "give a folder of plain BERT, as bert-base-uncased"
+            raise InputError(f"{key} must be {fixed}", received=received, where="config.json", fix=fix)
     found: dict[str, Any] = {}
     for key, name in (_SIZES | _NUMBERS).items():
         value = fields.get(key, _BERT_BASE.get(key))

@@ -1,4 +1,4 @@
-"""Writing on: tokens one after the other, for many prompts at once, with a cache of keys and values.
+"""Writing on: tokens one after the other, for many prompts at once, with a cache of keys and values where there is one.
 
 A row's tokens depend on its prompt, the seed and the row's number, not on what else is in the batch. When a
 row's text exceeds the model's `max_length`, its oldest part is forgotten: the last max_length // 2 tokens are
@@ -8,7 +8,9 @@ read anew, and writing goes on from there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,24 @@ from luban.models.decoder import Decoder
 from luban.models.gpt2 import GPT2
 from luban.models.sampling import Sampling, choose
 
-LanguageModel = Decoder | GPT2
+
+@dataclass(frozen=True)
+class Rereading:
+    """A language model without a cache, such as an exported graph: each token reads all of the text before it again.
+
+    Arguments:
+        logits: (batch, length) int64 -> (batch, length, vocab_size); a token sees none behind it.
+        vocab_size, max_length: as of the model that it came from.
+        min_length: the shortest text it takes.
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    vocab_size: int
+    max_length: int
+    min_length: int = 1
+
+
+LanguageModel = Decoder | GPT2 | Rereading
 
 
 def generate(
@@ -86,8 +105,9 @@ def stream(
     for row, text in enumerate(texts):
         if not text:
             raise InputError("a prompt has no tokens", where=f"prompt {row}", fix="give at least one token")
-        if min(text) < 0 or max(text) >= module.config.vocab_size:
-            known = f"the model knows tokens 0 to {module.config.vocab_size - 1}"
+        vocab_size = _shape(module).vocab_size
+        if min(text) < 0 or max(text) >= vocab_size:
+            known = f"the model knows tokens 0 to {vocab_size - 1}"
             raise InputError(known, received=max(text, key=abs), where=f"prompt {row}")
     for start in range(0, len(texts), batch):
         rows = [_Row(row, texts[row], seed) for row in range(start, min(start + batch, len(texts)))]
@@ -129,16 +149,10 @@ def _stream_rows(
     ended: Collection[int],
 ) -> Iterator[tuple[int, int]]:
     """Write on for one batch of rows; a row that is done leaves the batch."""
-    device = module.output_weight.device
-    cache: Cache | None = None
+    reader = _Anew(module) if isinstance(module, Rereading) else _Caching(module)
     while rows:
-        forgot = [row.forget(module.config.max_length) for row in rows]
-        if cache is None or any(forgot):
-            ids, cache = _start(rows, device)
-        else:
-            ids = torch.tensor([row.text[-1:] for row in rows], device=device)
-        logits = _next_logits(module, ids, cache)
-        tokens = _choose(logits, rows, sampling)
+        forgot = [row.forget(_shape(module).max_length) for row in rows]
+        tokens = _choose(reader.logits(rows, forgot=any(forgot)), rows, sampling)
         for row, token in zip(rows, tokens, strict=True):
             row.stopped = token in stop_ids
             if not row.stopped:
@@ -147,7 +161,52 @@ def _stream_rows(
         kept = [place for place, row in enumerate(rows) if row.wants(max_tokens) and row.number not in ended]
         if len(kept) < len(rows):
             rows = [rows[place] for place in kept]
-            cache.keep(torch.tensor(kept, dtype=torch.int64, device=device))
+            reader.keep(kept)
+
+
+def _shape(module: LanguageModel) -> Any:
+    """Return what knows how many tokens there are and how many are read."""
+    return module if isinstance(module, Rereading) else module.config
+
+
+class _Caching:
+    """Reads each token once."""
+
+    def __init__(self, module: Decoder | GPT2) -> None:
+        self._module, self._device = module, module.output_weight.device
+        self._cache: Cache | None = None
+
+    def logits(self, rows: list[_Row], *, forgot: bool) -> Tensor:
+        """Return the logits behind each row's text, (batch, vocab_size)."""
+        if self._cache is None or forgot:
+            ids, self._cache = _start(rows, self._device)
+        else:
+            ids = torch.tensor([row.text[-1:] for row in rows], device=self._device)
+        return _next_logits(self._module, ids, self._cache)
+
+    def keep(self, places: list[int]) -> None:
+        """Continue with these rows."""
+        if self._cache is not None:
+            self._cache.keep(torch.tensor(places, dtype=torch.int64, device=self._device))
+
+
+class _Anew:
+    """Reads all of a text for each token; what fills a row up stands behind it, where no token sees it."""
+
+    def __init__(self, module: Rereading) -> None:
+        self._module = module
+
+    def logits(self, rows: list[_Row], *, forgot: bool) -> Tensor:
+        """Return the logits behind each row's text, (batch, vocab_size)."""
+        del forgot
+        texts = [row.text[row.forgotten :] for row in rows]
+        length = max(self._module.min_length, *map(len, texts))
+        ids = torch.tensor([text + [0] * (length - len(text)) for text in texts])
+        last = torch.tensor([len(text) - 1 for text in texts])
+        return self._module.logits(ids)[torch.arange(len(rows)), last]
+
+    def keep(self, places: list[int]) -> None:
+        """Continue with these rows: nothing is remembered."""
 
 
 def _start(rows: list[_Row], device: torch.device) -> tuple[Tensor, Cache]:
@@ -160,7 +219,7 @@ def _start(rows: list[_Row], device: torch.device) -> tuple[Tensor, Cache]:
 
 
 @torch.no_grad()
-def _next_logits(module: LanguageModel, ids: Tensor, cache: Cache) -> Tensor:
+def _next_logits(module: Decoder | GPT2, ids: Tensor, cache: Cache) -> Tensor:
     """Return the logits after the last token, (batch, vocab_size), with dropout off."""
     training = module.training
     module.eval()

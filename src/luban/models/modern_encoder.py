@@ -14,8 +14,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from luban.models.attention_weights import AttentionWeights, rollout
 from luban.models.config_checks import check_shares, check_sizes
 from luban.models.decoder import Block, DecoderConfig
 from luban.models.dropout import dropout
@@ -119,6 +121,13 @@ class ModernEncoder(nn.Module):
             x = block(x, cosines, sines, seen, None)
         out: Tensor = self.norm(x)
         return out
+
+    @torch.no_grad()
+    def attended(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return how much of each token reaches the mean that answers, (batch, length): attention rolled out."""
+        with AttentionWeights() as seen:
+            self.hidden(ids, mask)
+        return masked_mean(rollout(seen.found), mask)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return logits, (batch, outputs), or (batch, length, outputs) where `per_token`.

@@ -112,11 +112,15 @@ class AttentionPooling(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Pool over each row's tokens: (batch, length, width) -> (batch, width)."""
-        scores = self.query(torch.tanh(self.key(states))).squeeze(-1)  # (batch, length)
-        seen = mask | ~mask.any(1, keepdim=True)
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        pooled: Tensor = (weights[:, None] @ states).squeeze(1)
+        pooled: Tensor = (self.weights(states, mask)[:, None] @ states).squeeze(1)
         return pooled
+
+    def weights(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Return how much each state counts: (batch, length, width) -> (batch, length), rows of sum 1."""
+        scores = self.query(torch.tanh(self.key(states))).squeeze(-1)
+        seen = mask | ~mask.any(1, keepdim=True)
+        weights: Tensor = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        return weights
 
 
 class Recurrent(nn.Module):
@@ -172,6 +176,10 @@ class Recurrent(nn.Module):
             x = self._pooled(x, mask)  # (batch, states_width)
         out: Tensor = self.output(dropout(x, self.config.dropout, self.training))
         return out
+
+    def attended(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+        """Return how much each token counts in the pooled state, (batch, length); None without attention pooling."""
+        return None if self.attention is None else self.attention.weights(self.hidden(ids, mask), mask)
 
     def _pooled(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.attention is not None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from luban.errors import InputError
 from luban.models.attention import attend, attention_mask
+from luban.models.attention_weights import AttentionWeights
 from luban.models.cache import Cache
 from luban.models.config_checks import check_choice, check_heads, check_shares, check_sizes
 from luban.models.dropout import dropout
@@ -333,6 +334,19 @@ class Seq2Seq(nn.Module):
         """Return the logits of the token that follows each target token: (batch, target, target_vocab_size)."""
         memory = self.encode(source_ids, source_mask)
         return F.linear(self.decode(target_ids, memory, source_mask), self.output_weight)
+
+    @torch.no_grad()
+    def attended(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor) -> Tensor:
+        """Return how much the last decoder layer looked at each source token for the token behind each target token.
+
+        Shapes:
+            target_ids: (batch, target). Returns (batch, target, source), the mean over heads; rows add up to 1.
+        """
+        memory = self.encode(source_ids, source_mask)
+        with AttentionWeights() as seen:
+            self.decode(target_ids, memory, source_mask)
+        last: Tensor = seen.found[-1]
+        return last.mean(1)  # a decoder layer looks at its own text first, then at the source
 
     def start(self, source_ids: Tensor, source_mask: Tensor) -> Writing:
         """Read the sources whose translations are to be written."""

@@ -170,6 +170,14 @@ class RecurrentSeq2Seq(nn.Module):
         hidden, _, _ = self.decode(target_ids, self.encode(source_ids, source_mask), source_mask)
         return F.linear(hidden, self.output_weight)
 
+    def attended(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor) -> Tensor:
+        """Return how much was looked at each source token for the token behind each target token.
+
+        Shapes:
+            target_ids: (batch, target). Returns (batch, target, source); rows add up to 1.
+        """
+        return self.decode(target_ids, self.encode(source_ids, source_mask), source_mask)[1]
+
     def start(self, source_ids: Tensor, source_mask: Tensor) -> Writing:
         """Read the sources whose translations are to be written."""
         return Writing(self.encode(source_ids, source_mask), source_mask)

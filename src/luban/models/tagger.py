@@ -61,6 +61,18 @@ class TaggerConfig:
         check_shares(self, "dropout")
 
 
+def token_losses(emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
+    """Return the negative log-likelihood, in nats, of tags that are each chosen by itself, summed over the batch."""
+    losses = F.cross_entropy(emissions.float().flatten(0, 1), tags.flatten(), reduction="none")
+    return (losses * mask.flatten()).sum()
+
+
+def token_answer(emissions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the likeliest tag of each token by itself, (batch, length), and its probability."""
+    best, tags = emissions.float().softmax(-1).max(-1)
+    return tags * mask, best
+
+
 class Tagger(nn.Module):
     """Scores of tags for each token.
 
@@ -175,15 +187,12 @@ class Tagger(nn.Module):
         if self.crf is not None:
             found: Tensor = self.crf(emissions, tags, mask).sum()
             return found
-        losses = F.cross_entropy(emissions.float().flatten(0, 1), tags.flatten(), reduction="none")
-        return (losses * mask.flatten()).sum()
+        return token_losses(emissions, tags, mask)
 
     def answer(self, emissions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the chosen tags, (batch, length), and the probability of each by itself."""
         if self.crf is None:
-            chances = emissions.float().softmax(-1)
-            best, tags = chances.max(-1)
-            return tags * mask, best
+            return token_answer(emissions, mask)
         tags, _ = self.crf.decode(emissions, mask)
         chances = self.crf.marginals(emissions, mask)
         return tags, chances.gather(2, tags[..., None]).squeeze(2)

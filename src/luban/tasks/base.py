@@ -162,6 +162,9 @@ class Learner(Protocol):
     def samples(self) -> Sequence[Mapping[str, str]]:
         """Show what the model does now: prompt and answer."""
 
+    def started(self) -> str | None:
+        """Say what was taken from the model to start from, and what begins anew; None where there is nothing to say."""
+
     def config(self) -> dict[str, Any]:
         """Return the model's configuration, as config.json of its folder has it."""
 
@@ -216,6 +219,10 @@ class Task(Protocol):
     @classmethod
     def learner(cls, recipe: Any, prepared: Any, *, start: Any = None) -> Learner:
         """Build the model, freshly initialised or from what `start` gave."""
+
+    @classmethod
+    def adopted(cls, recipe: Any, folder: Path) -> Any:
+        """Return the recipe with what the model to start from, in `folder`, decides."""
 
     @staticmethod
     def start(folder: Path) -> Any:

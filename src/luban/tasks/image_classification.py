@@ -25,14 +25,15 @@ from luban.data.workers import cores
 from luban.errors import DataError, InputError
 from luban.models.airbench import Airbench, AirbenchConfig
 from luban.models.augment import Augmentation, mixup, symmetric_beta, uniforms
+from luban.models.image_layouts import ImageConfig, new_image_module
 from luban.models.lenet import LeNet, LeNetConfig, SmallConvNet, SmallConvNetConfig
 from luban.models.normalised import Normalised
 from luban.models.resnet import ResNet, ResNetConfig
-from luban.models.vit import ViT, ViTConfig
+from luban.models.vit import ViTConfig
 from luban.recipe import Fraction, Positive, Section
 from luban.row_recipe import Objective, RowData, RowEvaluation, RowRecipe
+from luban.tasks import picture_folder
 from luban.tasks.base import Broken
-from luban.tasks.classification import Classifier
 from luban.tasks.columns import column_of, labelled
 from luban.tasks.rows import Array, Signature, Tensors
 
@@ -75,6 +76,10 @@ class PictureRows(RowData):
     """Pixels of each side, or [height, width]; null takes pictures of one size as they are, others at 64."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour; null takes what the pictures have."""
+    mean: list[float] | None = None
+    """Of each channel, on the scale 0 to 1, taken off the pictures; null takes that of the training pictures."""
+    spread: list[Annotated[float, Field(gt=0.0)]] | None = None
+    """Of each channel, by which the pictures are divided then; null takes that of the training pictures."""
     augment: PictureChanges = PictureChanges()
     """How training pictures are changed at random."""
 
@@ -86,7 +91,10 @@ class PictureNetwork(Section):
     """`lenet` (LeCun et al. 1998), `small` (convolutions with batch norm, under 100,000 parameters), `airbench` (Jordan
     2024, for 32 pixels), `resnet` (He et al. 2016, for small pictures), `vit` (Dosovitskiy et al. 2021)."""
     start: str | None = None
-    """A run or a model folder to take weights from, wherever names and shapes are the same."""
+    """A run or a model folder to take weights from, wherever names and shapes are the same; or a folder of ViT or
+    ResNet."""
+    config: dict[str, Any] | None = None
+    """The shape of `vit` or `resnet`, as config.json has it; taken from the folder that `start` names."""
     widths: list[Positive] | None = None
     """Channels of each stage; null means the network's own."""
     layers: Positive = 6
@@ -123,7 +131,7 @@ class ImageClassificationRecipe(RowRecipe):
     """What is measured."""
 
 
-class ImageClassification(Classifier):
+class ImageClassification(picture_folder.StartsFromPictures):
     """Tell which label a picture has."""
 
     name: ClassVar[str] = "image-classification"
@@ -200,11 +208,20 @@ class ImageClassification(Classifier):
         asked = self.settings.data.channels
         mean, spread, grey = _statistics(images(), size, asked or 3)
         channels = asked or (1 if grey else 3)
+        given = self.settings.data
+        for name, numbers in (("mean", given.mean), ("spread", given.spread)):
+            if numbers is not None and len(numbers) != channels:
+                raise InputError(
+                    f"{name} needs a number for each of {channels} channels",
+                    received=numbers,
+                    where=f"data.{name}",
+                    fix=f"write {channels} numbers, or leave it out",
+                )
         state |= {
             "roles": dict(roles),
             "size": list(size),
-            "mean": mean[:channels],
-            "spread": spread[:channels],
+            "mean": given.mean or mean[:channels],
+            "spread": given.spread or spread[:channels],
         }
         return Fitted(state, notes=notes)
 
@@ -269,8 +286,22 @@ class ImageClassification(Classifier):
     def build(self) -> nn.Module:
         """Return the network that the recipe names, behind the scaling of its pictures."""
         state = self.fitted.state
+        shape = self.hub_shape()
+        if shape is not None:
+            return Normalised(new_image_module(shape), state["mean"], state["spread"])
         network = _network(self.settings.model, len(self.labels), len(state["mean"]), state["size"])
         return Normalised(network, state["mean"], state["spread"])
+
+    def hub_shape(self) -> ImageConfig | None:
+        """Return the network's shape where Hugging Face's layout has it: a ViT, or what a folder was started from."""
+        settings, state = self.settings.model, self.fitted.state
+        if settings.config is not None:
+            return picture_folder.config_with(settings.config, self.labels, settings.dropout)
+        return (
+            _vit(settings, len(self.labels), len(state["mean"]), state["size"])
+            if settings.network == "vit"
+            else None
+        )
 
     def ready(self, model: nn.Module, rows: RowSet) -> None:
         """Give a network that whitens its input the pictures to learn that from."""
@@ -402,20 +433,20 @@ def _network(settings: PictureNetwork, classes: int, channels: int, size: Sequen
             return Airbench(AirbenchConfig(classes, channels, **shape))
         case "resnet":
             return ResNet(ResNetConfig(classes, channels, **shape))
-        case _:
-            if size[0] != size[1]:
-                raise InputError(
-                    "vit takes square pictures", received=list(size), fix="set data.size to one number"
-                )
-            return ViT(
-                ViTConfig(
-                    classes,
-                    size[0],
-                    settings.patch,
-                    layers=settings.layers,
-                    width=settings.width,
-                    heads=settings.heads,
-                    channels=channels,
-                    dropout=settings.dropout,
-                )
-            )
+        case other:
+            raise AssertionError(other)  # a ViT has a shape of the hub
+
+
+def _vit(settings: PictureNetwork, classes: int, channels: int, size: Sequence[int]) -> ViTConfig:
+    if size[0] != size[1]:
+        raise InputError("vit takes square pictures", received=list(size), fix="set data.size to one number")
+    return ViTConfig(
+        classes,
+        size[0],
+        settings.patch,
+        layers=settings.layers,
+        width=settings.width,
+        heads=settings.heads,
+        channels=channels,
+        dropout=settings.dropout,
+    )

@@ -16,18 +16,20 @@ from luban.data.fingerprint import Fingerprint, fingerprint_of
 from luban.data.prepare import Prepared, prepare
 from luban.data.tokenizer import Tokenizer
 from luban.data.windows import WindowBatch, Windows
-from luban.durable import FileSystem
+from luban.durable import FileSystem, member
 from luban.errors import InputError
 from luban.metrics.text_loss import TextLoss
-from luban.model_folder import LoadedModel, load_model, save_model
+from luban.model_folder import GRAPH, LoadedModel, load_model, save_model
 from luban.models.decoder import DecoderConfig
 from luban.models.flops import step_flops
+from luban.models.generation import Rereading
 from luban.models.gpt2 import GPT2Config
 from luban.models.layouts import new_module, read_config, write_config
 from luban.models.loss import cross_entropy_sum, token_losses
 from luban.models.rope import Llama3Scaling
 from luban.recipe import DecoderModel, LanguageModelRecipe, settled
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
+from luban.tasks.starting import with_its_tokenizer
 from luban.tasks.text_budget import FITTED_STEPS, choose, expected_loss, text_of
 from luban.tasks.text_evaluation import (
     EVALUATION_TOKENS,
@@ -38,7 +40,7 @@ from luban.tasks.text_evaluation import (
     openings,
 )
 from luban.tasks.text_generation import generate_text
-from luban.tasks.text_model import USAGE, TextModel, load_text_model, text_graph
+from luban.tasks.text_model import USAGE, TextModel, load_text_graph, load_text_model, text_graph
 
 MICRO_BATCH_TOKENS = 16_384
 QUICK_TOKENS = 16_384
@@ -111,6 +113,12 @@ class LanguageModel:
         return cls(recipe, prepared, start=start)
 
     @staticmethod
+    def adopted(recipe: LanguageModelRecipe, folder: Path) -> LanguageModelRecipe:
+        """Return the recipe with the tokenizer of the model to start from, unless it names one."""
+        found: LanguageModelRecipe = with_its_tokenizer(recipe, folder)
+        return found
+
+    @staticmethod
     def start(folder: Path) -> LoadedModel:
         """Read the model that a run starts from, of any family luban reads."""
         return load_model(folder)
@@ -123,7 +131,9 @@ class LanguageModel:
 
     @staticmethod
     def load(folder: Path) -> TextModel:
-        """Read a model folder of any family luban reads."""
+        """Read a model folder of any family luban reads, or the graph of one."""
+        if member(folder, GRAPH).is_file() and not any(folder.glob("*.safetensors*")):
+            return load_text_graph(folder)
         return load_text_model(folder)
 
     @staticmethod
@@ -137,6 +147,12 @@ class LanguageModel:
         **options: Any,
     ) -> Evaluation:
         """Measure a model on text; see luban.tasks.text_evaluation."""
+        if isinstance(model.module, Rereading):
+            raise InputError(
+                "a graph of a language model answers prompts and is not measured: how far it is from the model that it "
+                "came from stands in its parity.json",
+                fix="give the run or the model folder that it was exported from, for example RUN/model",
+            )
         return measure_text(model, source, recipe=recipe, stop=stop, progress=progress, **options)
 
     @staticmethod
@@ -294,6 +310,9 @@ class LanguageModel:
             seed=self.settings.train.seed,
         )
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+
+    def started(self) -> None:
+        """Say nothing: a model to start from comes over whole."""
 
     def config(self) -> dict[str, Any]:
         """Return config.json of the model folder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,15 @@ from luban.data.row_order import RowOrder
 from luban.data.row_sets import PreparedRows
 from luban.data.row_store import RowSet
 from luban.durable import FileSystem
-from luban.errors import CheckpointError, RecipeError, nearest
+from luban.errors import RecipeError, nearest
 from luban.metrics.row_scores import RowScores
 from luban.models.counted import count_flops
 from luban.recipe import settled
 from luban.task_folder import TaskFolder, save_task_folder
 from luban.tasks.base import Choice, Evaluation, Machine, Usage
+from luban.tasks.starting import Start, take_over
 
 if TYPE_CHECKING:
-    from luban.tasks.row_model import RowModel
     from luban.tasks.rows import RowTask
 
 Integers = NDArray[np.int64]
@@ -61,19 +61,13 @@ class RowLearner:
         start: a model to take weights from, wherever names and shapes are the same.
     """
 
-    def __init__(self, task: RowTask, data: PreparedRows, *, start: RowModel | None = None) -> None:
+    def __init__(self, task: RowTask, data: PreparedRows, *, start: Start | None = None) -> None:
         self.task, self.data, self.minimise = task, data, task.minimise
         self._settings, train = task.settings, task.settings.train
         torch.manual_seed(train.seed)
         self.model: nn.Module = task.build()
         task.ready(self.model, data.train)  # what is not taken over from `start` begins as it would without
-        if start is not None:
-            taken = taken_over(self.model, start.module, _of_other_meaning(task, start))
-            if not taken:
-                raise CheckpointError(
-                    "the model to start from has no weights of the names and shapes of this one",
-                    fix="give it the same model.* settings",
-                )
+        self._taken = None if start is None else take_over(self.model, task, start)
         self._order = RowOrder(
             len(data.train),
             settled(train.batch, "train.batch"),
@@ -203,6 +197,10 @@ class RowLearner:
         answers, numbers = self._last
         return self.task.samples(answers, self.data.validation, numbers)
 
+    def started(self) -> str | None:
+        """Say what was taken from the model to start from, and what begins anew, and why."""
+        return None if self._taken is None else self._taken.told()
+
     def config(self) -> dict[str, Any]:
         """Return config.json of the model folder."""
         return self.task.config()
@@ -220,7 +218,8 @@ class RowLearner:
             "fitted": dict(task.fitted.state),
             "primary": self.primary,
         }
-        content = TaskFolder(task.config(), self.model.state_dict(), task.fitted.tokenizers, state)
+        weights = task.weights_out(self.model.state_dict())
+        content = TaskFolder(task.config(), weights, task.fitted.tokenizers, state, task.files())
         save_task_folder(folder, content, card, fs)
 
 
@@ -265,9 +264,7 @@ def measured(
     worst = [int(n) for n in np.argsort(-badness, kind="stable")[: settings.errors] if badness[n] > 0]
     sections = {
         **task.sections(scores),
-        "errors": [
-            {**task.show(rows, n, answers[n]), "where": "{file}:{line}".format(**rows.row(n))} for n in worst
-        ],
+        "errors": _errors(task, model, rows, worst, answers),
         "slices": _slices(task, answers, rows, settings),
     }
     return Evaluation(
@@ -279,6 +276,24 @@ def measured(
         sections={name: section for name, section in sections.items() if section},
         rows=RowScores.of((row["values"] for row in rows.rows()), task.row_scores(answers, rows, numbers)),
     )
+
+
+def _errors(
+    task: RowTask, model: nn.Module, rows: RowSet, worst: Sequence[int], answers: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Return what the report shows of the worst rows: each beside its answer, and what the network looked at."""
+    if not worst:
+        return []
+    device, chosen = device_of(model), [answers[number] for number in worst]
+    tensors = {n: t.to(device) for n, t in task.collate(*rows.gather(np.array(worst, np.int64))).items()}
+    with torch.no_grad():
+        looked = task.attended(model, tensors, chosen)
+    errors = []
+    for number, answer, attention in zip(worst, chosen, looked, strict=True):
+        shown = task.show(rows, number, answer)
+        parts = [*shown["parts"], *([] if attention is None else [attention])]
+        errors.append({**shown, "parts": parts, "where": "{file}:{line}".format(**rows.row(number))})
+    return errors
 
 
 def primary_of(figures: Mapping[str, float], name: str) -> float:
@@ -313,38 +328,6 @@ def _slices(task: RowTask, answers: Sequence[Any], rows: RowSet, settings: Any) 
             }
             found.append({"column": column, "value": value, "rows": len(numbers), "metrics": metrics})
     return found
-
-
-def _of_other_meaning(task: RowTask, start: RowModel) -> set[int]:
-    """Return the sizes that only by chance are the same in both models: as many labels, words or tags, but others."""
-    own, other = task.fitted, start.kind.fitted
-    sizes = {
-        len(values) + extra
-        for name, extra in (("labels", 0), ("tags", 0), ("words", 2), ("letters", 2))  # padding and unknown
-        if (values := own.state.get(name)) is not None and values != other.state.get(name)
-    }
-    for name, tokenizer in own.tokenizers.items():
-        before = other.tokenizers.get(name)
-        if before is None or before.text != tokenizer.text:
-            pairs = getattr(task.settings.model, "pairs", 0)
-            sizes |= {tokenizer.vocab_size, tokenizer.vocab_size + pairs}
-    return sizes
-
-
-def taken_over(module: nn.Module, source: nn.Module, other: Collection[int] = ()) -> list[str]:
-    """Copy every tensor of the same name and shape from `source`; return their names.
-
-    Arguments:
-        other: sizes of axes that mean something else there; tensors with such an axis are left as they are.
-    """
-    own, given = module.state_dict(), source.state_dict()
-    taken = [
-        name
-        for name, tensor in given.items()
-        if name in own and own[name].shape == tensor.shape and not set(tensor.shape) & set(other)
-    ]
-    module.load_state_dict({**own, **{name: given[name] for name in taken}})
-    return taken
 
 
 def choices(

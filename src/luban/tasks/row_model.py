@@ -129,7 +129,7 @@ def load_row_model(task: type[RowTask], folder: Path) -> RowModel:
         module = kind.build()
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"the state in {folder} does not say what the model is: {error}") from error
-    fill(module, content.weights, folder)
+    fill(module, kind.weights_in(content.weights), folder)
     return RowModel(kind, module.eval(), state)
 
 

@@ -31,6 +31,7 @@ from luban.row_recipe import RowRecipe
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
 from luban.tasks.row_learner import RowLearner, choices
 from luban.tasks.row_model import RowModel, graph_of, load_row_model, measure_rows, rows_of_file
+from luban.tasks.starting import Start, hub_config, with_its_tokenizer
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Tensor]
@@ -161,6 +162,18 @@ class RowTask:
         """Return config.json of the model folder."""
         return {"model_type": f"luban-{self.name}", "architectures": [type(self).__name__]}
 
+    def weights_out(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the network's weights by the names of the model folder; the same for most."""
+        return weights
+
+    def weights_in(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a model folder's weights by the names of the network."""
+        return weights
+
+    def files(self) -> dict[str, Any]:
+        """Return what else other tools look for in the model folder: JSON by the name of its file."""
+        return {}
+
     def ready(self, model: nn.Module, rows: RowSet) -> None:
         """Set what the network takes from training rows before step 1; nothing for most."""
 
@@ -243,6 +256,18 @@ class RowTask:
     def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
         """Return a row beside its answer for the report: `parts`, `expected`, `answers`."""
         raise NotImplementedError
+
+    def attended(
+        self, model: nn.Module, tensors: Tensors, answers: Sequence[Any]
+    ) -> Sequence[dict[str, Any] | None]:
+        """Return what the network looked at for each answer, as a part of kind `attention`; None where that is nothing.
+
+        Asked of the few rows that the report shows. A part, as `attention_part` makes it, has `method` (`last_layer`,
+        `memory`, `pooling` or `rollout`), `columns` (tokens read), `rows` (tokens written, or the one answer) and
+        `weights` (rows, columns).
+        """
+        del model, tensors
+        return [None] * len(answers)
 
     def view(self, rows: RowSet, number: int) -> str:
         """Return a training row as the network sees it, in one line."""
@@ -353,9 +378,15 @@ class RowTask:
         return RowLearner(cls(recipe, prepared.fitted), prepared, start=start)
 
     @classmethod
-    def start(cls, folder: Path) -> RowModel:
+    def adopted(cls, recipe: Any, folder: Path) -> Any:
+        """Return the recipe with what the model to start from decides: its tokenizer, unless the recipe names one."""
+        hub_config(folder, (), cls.name)
+        return with_its_tokenizer(recipe, folder)
+
+    @classmethod
+    def start(cls, folder: Path) -> Start:
         """Read the model that a run starts from."""
-        return cls.load(folder)
+        return Start.of(cls.load(folder))
 
     @staticmethod
     def start_again(config: Mapping[str, Any]) -> Any:
@@ -388,4 +419,13 @@ class RowTask:
         return Usage(self.pipeline, "luban", code, caution)
 
 
-__all__ = ["BadValue", "Fitted", "Row", "RowSet", "RowTask", "Scores", "Signature", "Tensors"]
+__all__ = [
+    "BadValue",
+    "Fitted",
+    "Row",
+    "RowSet",
+    "RowTask",
+    "Scores",
+    "Signature",
+    "Tensors",
+]

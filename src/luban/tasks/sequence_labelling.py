@@ -5,25 +5,30 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luban.data.row_sets import BadValue, Fitted, Row
 from luban.data.row_store import RowSet
 from luban.data.tag_schemes import forbidden, scheme_of
+from luban.data.tokenizer import Tokenizer
 from luban.errors import DataError, nearest
 from luban.metrics.entities import Entities, spans
 from luban.metrics.tags import Tags
+from luban.models.encoder import EncoderConfig, write_config
+from luban.models.piece_tagger import PieceTagger
 from luban.models.tagger import Tagger, TaggerConfig
 from luban.recipe import Positive, Section
 from luban.row_recipe import RowData, RowEvaluation, RowRecipe
-from luban.tasks.rows import Array, RowTask, Scores, Signature, Tensors
+from luban.tasks import bert
+from luban.tasks.rows import Array, Scores, Signature, Tensors
 
 PADDING, UNKNOWN = 0, 1
 _MOST_TAGS = 1000
@@ -42,15 +47,19 @@ class TaggedRows(RowData):
     """Tokens read of a sentence; a longer one is a bad row in training and cut when it is to be answered."""
     characters: Positive = 20
     """Characters read of a token."""
+    tokenizer: str | None = None
+    """Read the pieces of a BERT's tokenizer instead of words and characters: the folder that `model.start` names."""
 
 
 class TaggerNetwork(Section):
     """The network."""
 
-    network: Literal["lstm", "gru", "transformer"] = "lstm"
-    """`lstm`, `gru` (two directions) or `transformer` (encoder)."""
+    network: Literal["lstm", "gru", "transformer", "bert"] = "lstm"
+    """`lstm`, `gru` (two directions), `transformer` (encoder) or `bert` (the folder that `start` names)."""
     start: str | None = None
-    """A run or a model folder to take weights from, wherever names and shapes are the same."""
+    """A run or a model folder to take weights from, wherever names and shapes are the same; or a folder of BERT."""
+    config: dict[str, Any] | None = None
+    """With `bert`: its shape, as config.json has it; taken from the folder that `start` names."""
     crf: bool = True
     """A conditional random field on top: tags are chosen together, and only those that the scheme allows."""
     width: Positive = 128
@@ -66,6 +75,12 @@ class TaggerNetwork(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of embeddings and of the hidden state that is zeroed while training."""
 
+    @model_validator(mode="after")
+    def _has_a_start(self) -> Self:
+        if self.network == "bert" and self.start is None:
+            raise ValueError("a bert starts from a folder: give model.start=FOLDER")
+        return self
+
 
 class SequenceLabellingRecipe(RowRecipe):
     """The recipe of sequence labelling."""
@@ -80,21 +95,27 @@ class SequenceLabellingRecipe(RowRecipe):
     """What is measured."""
 
 
-class SequenceLabelling(RowTask):
+class SequenceLabelling(bert.StartsFromBert):
     """Tell the tag of each token."""
 
     name: ClassVar[str] = "sequence-labelling"
     recipe: ClassVar[type[SequenceLabellingRecipe]] = SequenceLabellingRecipe
     layout = "tagged"
     targets: ClassVar[frozenset[str]] = frozenset({"tags"})
-    ragged: ClassVar[frozenset[str]] = frozenset({"words", "letters", "tags"})
+    ragged: ClassVar[frozenset[str]] = frozenset({"words", "letters", "tags", "pieces", "firsts"})
     pipeline = "token-classification"
+    bert_labels: ClassVar[str] = "tags"
+    bert_decides: ClassVar[tuple[str, ...]] = (
+        "crf", "width", "characters", "pairs", "layers", "heads", "config",
+    )  # fmt: skip
+    # Other tools that read the folder have no field.
+    bert_lacks: ClassVar[Mapping[str, Any]] = {"crf": False}
     evaluation_rows: ClassVar[int] = 128
 
     def __init__(self, settings: Any, fitted: Fitted | None = None) -> None:
         super().__init__(settings, fitted)
         self.primary = "token_accuracy"
-        self._beside_a_graph: Tagger | None = None
+        self._beside_a_graph: Tagger | PieceTagger | None = None
         if fitted is None:
             return
         state = fitted.state
@@ -145,14 +166,17 @@ class SequenceLabelling(RowTask):
         return token.lower() if self.settings.data.lowercase else token
 
     def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
-        """Learn words, characters, tags and their scheme."""
+        """Learn words, characters, tags and their scheme; of a BERT, whose pieces are known, the tags alone."""
+        pieces = self.settings.data.tokenizer
+        tokenizers = {} if pieces is None else {"": Tokenizer.load(Path(pieces).expanduser())}
         words: Counter[str] = Counter()
         letters: Counter[str] = Counter()
         tags: Counter[str] = Counter()
         for row in rows():
-            words.update(map(self._word, row["tokens"]))
-            for token in row["tokens"]:
-                letters.update(token[: self.settings.data.characters])
+            if not tokenizers:
+                words.update(map(self._word, row["tokens"]))
+                for token in row["tokens"]:
+                    letters.update(token[: self.settings.data.characters])
             tags.update(row["tags"])
         if len(tags) < 2 or len(tags) > _MOST_TAGS:
             raise DataError(
@@ -176,19 +200,15 @@ class SequenceLabelling(RowTask):
         detail = (
             f"{broken:,} training sentences have tags that break {scheme}; answers may have what stands there"
         )
-        return Fitted(state, notes=[{"kind": "scheme", "detail": detail}] if broken else [])
+        return Fitted(state, tokenizers, [{"kind": "scheme", "detail": detail}] if broken else [])
 
     def encode(self, row: Row) -> dict[str, Array]:
         """Return each token's word, its characters, and its tag where there is one."""
-        tokens, width = row["tokens"], self.settings.data.characters
-        letters = np.zeros((len(tokens), width), np.int32)
-        for number, token in enumerate(tokens):
-            for place, letter in enumerate(token[:width]):
-                letters[number, place] = self._letters.get(letter, UNKNOWN)
-        found = {
-            "words": np.array([self._words.get(self._word(token), UNKNOWN) for token in tokens], np.int32),
-            "letters": letters.reshape(-1),
-        }
+        if self.fitted.tokenizers:
+            room = self._bert().max_length
+            found = bert.pieces_of(self.fitted.tokenizers[""], row["tokens"], room, whole="tags" in row)
+        else:
+            found = self._spelled(row["tokens"])
         if "tags" in row:
             unknown = next((tag for tag in row["tags"] if tag not in self._tags), None)
             if unknown is not None:
@@ -198,23 +218,39 @@ class SequenceLabelling(RowTask):
             found["tags"] = np.array([self._tags[tag] for tag in row["tags"]], np.int64)
         return found
 
+    def _spelled(self, tokens: Sequence[str]) -> dict[str, Array]:
+        """Return the number of each token as a word, and of each of its characters."""
+        width = self.settings.data.characters
+        letters = np.zeros((len(tokens), width), np.int32)
+        for number, token in enumerate(tokens):
+            for place, letter in enumerate(token[:width]):
+                letters[number, place] = self._letters.get(letter, UNKNOWN)
+        return {
+            "words": np.array([self._words.get(self._word(token), UNKNOWN) for token in tokens], np.int32),
+            "letters": letters.reshape(-1),
+        }
+
     def collate(
         self, columns: Mapping[str, Array], lengths: Mapping[str, NDArray[np.int64]]
     ) -> dict[str, Tensor]:
         """Return words and tags padded to one length, and characters (rows, length, characters)."""
         tensors = super().collate(columns, lengths)
+        if "pieces" in tensors:
+            return {**tensors, "words_mask": tensors["firsts_mask"]}
         rows, length = tensors["words"].shape
         width = self.settings.data.characters
         letters = F.pad(tensors["letters"], (0, max(0, length * width - tensors["letters"].shape[1])))
         return {**tensors, "letters": letters[:, : length * width].reshape(rows, length, width)}
 
     def costs(self, rows: RowSet) -> NDArray[np.int64] | None:
-        """Return the tokens of each sentence."""
-        return rows.lengths("words")
+        """Return the tokens of each sentence, or the pieces."""
+        return rows.lengths("pieces" if "pieces" in rows.names else "words")
 
     def build(self) -> nn.Module:
         """Return the network that the recipe names."""
         settings, state = self.settings.model, self.fitted.state
+        if settings.network == "bert":
+            return PieceTagger(self._bert())
         config = TaggerConfig(
             words=len(self._words) + 2,
             letters=len(self._letters) + 2,
@@ -231,18 +267,28 @@ class SequenceLabelling(RowTask):
         )
         return Tagger(config, *(torch.tensor(rule, dtype=torch.bool) for rule in state["forbidden"]))
 
+    def _bert(self) -> EncoderConfig:
+        tokenizer = self.fitted.tokenizers[""]
+        return bert.encoder_config(self.settings.model, tokenizer, len(self._tags), per_token=True)
+
+    def config(self) -> dict[str, Any]:
+        """Return config.json of the model folder; of a BERT what other tools build it from."""
+        if self.settings.model.network != "bert":
+            return super().config()
+        return write_config(self._bert(), self.fitted.state["tags"])
+
     def count(self, tensors: Tensors) -> int:
         """Return the number of tokens."""
         return int(tensors["words_mask"].sum())
 
     def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
         """Return what the network says of each tag by itself, (rows, length, tags)."""
-        found: Tensor = model(tensors["words"].long(), tensors["letters"].long(), tensors["words_mask"])
+        found: Tensor = model(*self.signature(tensors).inputs.values())
         return found
 
     def batch_loss(self, model: nn.Module, tensors: Tensors) -> Tensor:
         """Return the negative log-likelihood of the tags, summed over sentences."""
-        assert isinstance(model, Tagger)
+        assert isinstance(model, Tagger | PieceTagger)
         found: Tensor = model.loss(self.outputs(model, tensors), tensors["tags"], tensors["words_mask"])
         return found
 
@@ -256,14 +302,14 @@ class SequenceLabelling(RowTask):
             for t, s, n in zip(tags.tolist(), sure.tolist(), sizes, strict=True)
         ]
 
-    def _reader(self, model: nn.Module) -> Tagger:
+    def _reader(self, model: nn.Module) -> Tagger | PieceTagger:
         """Return what reads emissions: the network itself, or beside a graph one with its field's scores."""
-        if isinstance(model, Tagger):
+        if isinstance(model, Tagger | PieceTagger):
             return model
         if self._beside_a_graph is not None:
             return self._beside_a_graph
         reader = self.build()
-        assert isinstance(reader, Tagger)
+        assert isinstance(reader, Tagger | PieceTagger)
         crf = self.fitted.state.get("crf")
         if crf is not None and reader.crf is not None:
             reader.crf.load_state_dict({name: torch.tensor(values) for name, values in crf.items()})
@@ -336,6 +382,14 @@ class SequenceLabelling(RowTask):
     def signature(self, tensors: Tensors) -> Signature:
         """Return the network as a graph: words, characters and mask in, a score for each tag out."""
         axes = {0: "batch", 1: "length"}
+        if "pieces" in tensors:
+            pieces = {"pieces": tensors["pieces"].long(), "mask": tensors["pieces_mask"]}
+            inner = {0: "batch", 1: "pieces"}
+            return Signature(
+                {**pieces, "firsts": tensors["firsts"].long()},
+                ["emissions"],
+                {"pieces": inner, "mask": inner, "firsts": axes},
+            )
         inputs = {
             "words": tensors["words"].long(),
             "letters": tensors["letters"].long(),
@@ -345,7 +399,7 @@ class SequenceLabelling(RowTask):
 
     def beside_graph(self, model: nn.Module) -> dict[str, Any]:
         """Return the field's scores: they are no part of the graph."""
-        assert isinstance(model, Tagger)
+        assert isinstance(model, Tagger | PieceTagger)
         if model.crf is None:
             return {}
         return {"crf": {name: tensor.tolist() for name, tensor in model.crf.state_dict().items()}}
@@ -355,6 +409,13 @@ class SequenceLabelling(RowTask):
         longest = 8 * int(torch.randint(1, 4, (), generator=draws))
         lengths = torch.randint(1, longest + 1, (rows,), generator=draws)
         mask = torch.arange(longest) < lengths[:, None]
+        if self.fitted.tokenizers:
+            vocabulary = self.fitted.tokenizers[""].vocab_size
+            length = min(2 * longest, self._bert().max_length)  # a token has pieces
+            pieces = torch.randint(vocabulary, (rows, length), generator=draws)
+            there = torch.ones(rows, length, dtype=torch.bool)
+            firsts = torch.arange(longest).expand(rows, -1).clamp(max=length - 1) * mask
+            return {"pieces": pieces, "pieces_mask": there, "firsts": firsts, "words_mask": mask}
         words = torch.randint(1, len(self._words) + 2, (rows, longest), generator=draws) * mask
         shape = (rows, longest, self.settings.data.characters)
         letters = torch.randint(len(self._letters) + 2, shape, generator=draws) * mask[..., None]

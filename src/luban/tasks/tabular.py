@@ -25,6 +25,7 @@ from luban.data.table_columns import (
     leaks,
     learn_columns,
     mean_numbers,
+    origin_of,
 )
 from luban.errors import DataError
 from luban.metrics.regression import Regression
@@ -106,6 +107,7 @@ class Tabular(Classifier):
         if fitted is None:
             return
         self._columns = TableColumns.from_json(fitted.state["columns"])
+        self._origins = np.array([number["origin"] for number in fitted.state["numbers"]], np.float64)
         self._places = {
             name: {value: number for number, value in enumerate(values, 1)}
             for name, values in self._columns.categories.items()
@@ -206,7 +208,11 @@ class Tabular(Classifier):
             notes += more
         looked_at = list(islice(named(), _LOOKED_AT))
         table = np.array([columns.number_row(row) for row in looked_at]).reshape(len(looked_at), -1)
-        state["numbers"] = [_statistics(column, self.settings.model.bins) for column in table.T]
+        origins = [origin_of(column) for column in table.T]
+        state["numbers"] = [
+            {**_statistics(column - origin, self.settings.model.bins), "origin": origin}
+            for column, origin in zip(table.T, origins, strict=True)
+        ]
         notes += self._leaks(columns, looked_at, rows, state)
         return Fitted(state, notes=notes)
 
@@ -237,8 +243,10 @@ class Tabular(Classifier):
             0 if is_missing(cells[name]) else places.get(category(cells[name]), -1)
             for name, places in self._places.items()
         ]
+        # What is subtracted is learned from training rows, and so is all that the network knows of the columns.
+        numbers = np.array(self._columns.number_row(cells), np.float64) - self._origins
         found = {
-            "numbers": np.array(self._columns.number_row(cells), np.float32),
+            "numbers": numbers.astype(np.float32),
             "categories": np.array(categories, np.int32),
         }
         if "target" in row:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luban.data.row_sets import BadValue, Fitted, Row
@@ -17,12 +17,15 @@ from luban.data.row_store import RowSet
 from luban.data.tokenizer import Tokenizer, train_tokenizer
 from luban.data.word_tokenizer import train_word_tokenizer
 from luban.models.bag import Bag, BagConfig
+from luban.models.encoder import Encoder, EncoderConfig, write_config
 from luban.models.modern_encoder import ModernEncoder, ModernEncoderConfig
 from luban.models.recurrent import Recurrent, RecurrentConfig
 from luban.models.text_cnn import TextCnn, TextCnnConfig
 from luban.models.wide import Wide
 from luban.recipe import Positive, Section
 from luban.row_recipe import Objective, RowData, RowRecipe
+from luban.tasks import bert
+from luban.tasks.attended import attention_part
 from luban.tasks.classification import Classifier
 from luban.tasks.columns import column_of, labelled
 from luban.tasks.rows import Array, Signature, Tensors
@@ -50,24 +53,28 @@ class TextRows(RowData):
     """Most tokens a trained tokenizer may have."""
     min_count: Positive = 1
     """With `word`: a word that comes less often in training is unknown."""
-    length: Positive = 256
+    length: Annotated[int, Field(ge=3)] = 256
     """Tokens read of a text; what comes after is left out."""
 
 
 class TextNetwork(Section):
     """The network: which kind, and its shape."""
 
-    network: Literal["bag", "cnn", "rnn", "lstm", "gru", "transformer"] = "cnn"
+    network: Literal["bag", "cnn", "rnn", "lstm", "gru", "transformer", "bert"] = "cnn"
     """`bag` (mean of embeddings of words and of pairs of words), `cnn` (Kim 2014), `rnn`, `lstm`, `gru` (two
-    directions), `transformer` (encoder)."""
+    directions), `transformer` (encoder), `bert` (the folder that `start` names)."""
     start: str | None = None
-    """A run or a model folder to take weights from, wherever names and shapes are the same."""
+    """A run or a model folder to take weights from, wherever names and shapes are the same; or a folder of BERT."""
+    config: dict[str, Any] | None = None
+    """With `bert`: its shape, as config.json has it; taken from the folder that `start` names."""
     width: Positive = 128
     """Dimensions of an embedding, and of the hidden state."""
     layers: Positive = 1
     """Layers of `rnn`, `lstm`, `gru` and `transformer`."""
     heads: Positive = 4
     """Attention heads of `transformer`."""
+    pooling: Literal["max", "mean", "last", "attention"] = "max"
+    """With `rnn`, `lstm`, `gru`: how the states of a text become one; the report shows what `attention` looked at."""
     channels: Positive = 128
     """With `cnn`: filters of each width."""
     filters: list[Positive] = Field(default=[3, 4, 5])
@@ -79,6 +86,12 @@ class TextNetwork(Section):
     """With `evidence` and `bag`: places for pairs of neighbouring words; 0 looks at none."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the embedding and of the result that is zeroed while training."""
+
+    @model_validator(mode="after")
+    def _has_a_start(self) -> Self:
+        if self.network == "bert" and self.start is None:
+            raise ValueError("a bert starts from a folder: give model.start=FOLDER")
+        return self
 
 
 class TextClassificationRecipe(RowRecipe):
@@ -94,7 +107,7 @@ class TextClassificationRecipe(RowRecipe):
     """What the loss is."""
 
 
-class TextClassification(Classifier):
+class TextClassification(bert.StartsFromBert, Classifier):
     """Tell which label a text has."""
 
     name: ClassVar[str] = "text-classification"
@@ -104,6 +117,11 @@ class TextClassification(Classifier):
     # Measured on SST-2: benchmarks/LOG.md.
     rate: ClassVar[float] = 1 / 3
     pipeline = "text-classification"
+    bert_decides: ClassVar[tuple[str, ...]] = (
+        "width", "layers", "heads", "channels", "filters", "pooling", "evidence", "pairs", "config",
+    )  # fmt: skip
+    # The evidence of words beside the network would be lost on whatever else reads the folder.
+    bert_lacks: ClassVar[Mapping[str, Any]] = {"evidence": False}
 
     def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Find the columns of text and label."""
@@ -146,13 +164,19 @@ class TextClassification(Classifier):
     def encode(self, row: Row) -> dict[str, Array]:
         """Return token ids, and the label where there is one."""
         tokenizer = self.fitted.tokenizers[""]
-        ids = tokenizer.encode(row["text"])[: self.settings.data.length] or [tokenizer.end_id]
+        frame, length = tokenizer.frame, self.settings.data.length
+        ids = tokenizer.encode(row["text"])[: length - 2 if frame else length]
+        if frame:
+            ids = [frame[0], *ids, frame[1]]
+        ids = ids or [tokenizer.end_id]
         label = {"label": self.encode_label(row["label"])} if "label" in row else {}
         return {"ids": np.array(ids, np.int32), **label}
 
     def build(self) -> nn.Module:
         """Return the network that the recipe names, with the evidence of single words beside it where asked for."""
         settings, vocab_size = self.settings.model, self.fitted.tokenizers[""].vocab_size
+        if settings.network == "bert":
+            return Encoder(self._bert())
         built = network(settings, vocab_size, len(self.labels), self.settings.data.length)
         if not settings.evidence:
             return built
@@ -163,6 +187,17 @@ class TextClassification(Classifier):
             pairs=settings.pairs,
             share=settings.dropout,
         )
+
+    def _bert(self) -> EncoderConfig:
+        tokenizer = self.fitted.tokenizers[""]
+        return bert.encoder_config(self.settings.model, tokenizer, len(self.labels), per_token=False)
+
+    def config(self) -> dict[str, Any]:
+        """Return config.json of the model folder; of a BERT what other tools build it from."""
+        if self.settings.model.network != "bert":
+            return super().config()
+        kind = "multi_label_classification" if self.multilabel else "single_label_classification"
+        return {**write_config(self._bert(), self.labels), "problem_type": kind}
 
     def ready(self, model: nn.Module, rows: RowSet) -> None:
         """Give the evidence of words the training rows to be counted in."""
@@ -205,6 +240,25 @@ class TextClassification(Classifier):
         """Return the text beside its label."""
         text = rows.row(number)["values"]["text"]
         return {"parts": [{"kind": "text", "text": text[:2000]}], **self.shown_answer(rows, number, answer)}
+
+    def attended(
+        self, model: nn.Module, tensors: Tensors, answers: Sequence[Any]
+    ) -> Sequence[dict[str, Any] | None]:
+        """Return how much each token counted, of a network that attends; the evidence beside it is no part of that."""
+        inner = model.network if isinstance(model, Wide) else model
+        found = None
+        if isinstance(inner, Recurrent | ModernEncoder | Encoder):
+            found = inner.attended(tensors["ids"].long(), tensors["ids_mask"])
+        if found is None:
+            return super().attended(model, tensors, answers)
+        method = "pooling" if isinstance(inner, Recurrent) else "rollout"
+        tokenizer, parts = self.fitted.tokenizers[""], []
+        lengths = tensors["ids_mask"].sum(1).tolist()
+        for ids, weights, length, answer in zip(tensors["ids"], found.cpu(), lengths, answers, strict=True):
+            tokens = [tokenizer.token(number) or "" for number in ids[:length].tolist()]
+            said = next(iter(self.decode(answer)["probabilities"]))
+            parts.append(attention_part(method, [said], tokens, weights[None, :length]))
+        return parts
 
     def view(self, rows: RowSet, number: int) -> str:
         """Return the tokens with a bar between them, and the label."""
@@ -271,6 +325,7 @@ def network(settings: TextNetwork, vocab_size: int, outputs: int, length: int) -
                     width=width,
                     layers=settings.layers,
                     cell=cell,
+                    pooling=settings.pooling,
                     dropout=dropout,
                 )
             )

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from luban.data.tokenizer import Tokenizer
-from luban.durable import write_json
-from luban.errors import InputError
-from luban.model_folder import CONFIG, FORMAT, LUBAN, load_model
-from luban.models.layouts import write_config
+from luban.durable import member, read_json, write_json
+from luban.errors import CheckpointError, InputError
+from luban.exporting.onnx_module import OnnxModule
+from luban.model_folder import CONFIG, FORMAT, GRAPH, LUBAN, load_model
+from luban.models.generation import LanguageModel, Rereading
+from luban.models.layouts import read_config, write_config
 from luban.models.sampling import Sampling
 from luban.tasks.base import Broken, Graph, Usage
 from luban.tasks.text_evaluation import LanguageModule
@@ -38,15 +40,17 @@ class TextModel:
 
     Attributes:
         task: the task's name.
-        module: called with token ids (batch, length) it gives logits (batch, length, vocab_size).
+        module: called with token ids (batch, length) it gives logits (batch, length, vocab_size); a `Rereading` where
+            the model is an exported graph.
         tokenizer: text to ids and back.
         state: what the task kept besides.
     """
 
     task = "language-model"
 
-    def __init__(self, module: LanguageModule, tokenizer: Tokenizer, state: Mapping[str, Any]) -> None:
-        self.module, self.tokenizer, self.state = module, tokenizer, state
+    def __init__(self, module: LanguageModel, tokenizer: Tokenizer, state: Mapping[str, Any]) -> None:
+        self.module: Any = module
+        self.tokenizer, self.state = tokenizer, state
 
     def read(self, path: Path) -> Iterator[Any]:
         """Yield the prompts of a file; a `Broken` in the place of a line that is none."""
@@ -145,6 +149,27 @@ def load_text_model(folder: Path) -> TextModel:
         )
     loaded.module.eval()
     return TextModel(loaded.module, loaded.tokenizer, loaded.task_state)
+
+
+def load_text_graph(folder: Path) -> TextModel:
+    """Load the exported graph of a language model; it writes without a cache, and so the slower the longer the text.
+
+    Raises:
+        MissingExtra: onnx or onnxruntime is not installed. InputError: a file is absent or damaged.
+    """
+    fields, written = read_json(member(folder, CONFIG)), read_json(member(folder, LUBAN))
+    state = written.get("task_state") if isinstance(written, dict) else None
+    if not isinstance(fields, dict) or not isinstance(state, dict):
+        raise CheckpointError(f"{folder} holds no model of a task", received=state)
+    config, graph = read_config(fields, folder / CONFIG), OnnxModule(member(folder, GRAPH))
+    least, most = graph.ranges.get("length", (1, None))
+
+    def logits(ids: Tensor) -> Tensor:
+        return torch.from_numpy(graph(ids=ids.numpy())["logits"])
+
+    longest = min(config.max_length, most or config.max_length)
+    module = Rereading(logits, config.vocab_size, longest, min_length=least)
+    return TextModel(module, Tokenizer.load(folder), state)
 
 
 def prompts_of(path: Path) -> Iterator[Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from luban.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from luban.models.seq2seq_rnn import RecurrentSeq2Seq, RecurrentSeq2SeqConfig
 from luban.recipe import Positive, Section
 from luban.row_recipe import RowData, RowEvaluation, RowRecipe
+from luban.tasks.attended import attention_part
 from luban.tasks.columns import column_of
 from luban.tasks.rows import Array, RowTask, Scores, Signature, Tensors
 
@@ -34,6 +36,14 @@ _TARGET = ("target", "tgt", "trg", "output", "answer", "to", "translation")
 _CHINESE = re.compile(r"[\u4e00-\u9fff\u3040-\u30ff]")
 _SHOWN = 3
 _QUICK = 500
+
+
+class Translated(NamedTuple):
+    """What was written for a row: the text, its log-probability under the length penalty, and its tokens."""
+
+    text: str
+    score: float
+    ids: Sequence[int]
 
 
 class PairRows(RowData):
@@ -45,9 +55,9 @@ class PairRows(RowData):
     """The column of what is written; null finds `target` by its name, or takes the second of two."""
     columns: list[str] | None = None
     """Names of the columns of a file that has no header."""
-    tokenizer: Literal["bpe", "word", "char"] = "bpe"
-    """Trained on both sides of the training rows. Words are lower-cased, one that comes once is unknown, and what is
-    written is words with spaces."""
+    tokenizer: str = "bpe"
+    """`bpe`, `word` or `char`, trained on both sides of the training rows; or a folder with a tokenizer.json. Words are
+    lower-cased, one that comes once is unknown, and what is written is words with spaces."""
     shared: bool = True
     """One vocabulary for both sides; false makes one for each."""
     vocab_size: Annotated[int, Field(ge=3)] = 8_000
@@ -99,7 +109,7 @@ class TranslationEvaluation(RowEvaluation):
     """Alpha of the length penalty (Wu et al. 2016)."""
     tokenize: Literal["auto", "13a", "zh", "char", "none"] = "auto"
     """How BLEU tokenises; `auto` takes `zh` where the targets are Chinese, `none` where they are tokenised already
-    (`data.tokenizer: word`), else `13a`."""
+    (words), else `13a`."""
 
 
 class TranslationRecipe(RowRecipe):
@@ -169,6 +179,9 @@ class Translation(RowTask):
         data = self.settings.data
 
         def trained(sides: Sequence[str]) -> Tokenizer:
+            if data.tokenizer not in ("bpe", "word", "char"):
+                folder = Path(data.tokenizer).expanduser()
+                return Tokenizer.load(folder / "target" if sides == ("target",) else folder)
             texts = (row[side] for row in rows() for side in sides)
             if data.tokenizer == "word":
                 return train_word_tokenizer(texts, vocab_size=data.vocab_size, min_count=2)
@@ -194,6 +207,21 @@ class Translation(RowTask):
     @property
     def _target(self) -> Tokenizer:
         return self.fitted.tokenizers.get("target", self._source)
+
+    @property
+    def _in_words(self) -> bool:
+        """Whether what is written is words with spaces between them."""
+        return self._target.kind == "wordlevel"
+
+    @classmethod
+    def adopted(cls, recipe: Any, folder: Path) -> Any:
+        """Return the recipe with the tokenizers of the model to start from: of both sides, or of each."""
+        found = super().adopted(recipe, folder)
+        if found is recipe:
+            return recipe
+        shared = not (folder / "target").is_dir()
+        data = found.data.model_copy(update={"tokenizer": str(folder), "shared": shared})
+        return found.model_copy(update={"data": data})
 
     def encode(self, row: Row) -> dict[str, Array]:
         """Return token ids of both sides; the target stands between two end tokens: one to begin with, one to end."""
@@ -285,10 +313,10 @@ class Translation(RowTask):
                 writer, *given, start_id=end, end_id=end, max_length=longest, beam=self._beam, alpha=penalty
             )
             found = [texts[0] for texts in best]
-        return [(self._text(written.ids), written.score) for written in found]
+        return [Translated(self._text(written.ids), written.score, written.ids) for written in found]
 
     def _text(self, ids: Sequence[int]) -> str:
-        if self.settings.data.tokenizer == "word":
+        if self._in_words:
             return " ".join(self._target.token(number) or "" for number in ids)
         return self._target.decode(ids)
 
@@ -307,12 +335,11 @@ class Translation(RowTask):
 
     def decode(self, answer: Any) -> dict[str, Any]:
         """Return the text, and its log-probability under the length penalty."""
-        text, score = answer
-        return {"text": text, "score": round(float(score), 6)}
+        return {"text": answer.text, "score": round(float(answer.score), 6)}
 
     def _references(self, rows: RowSet, numbers: NDArray[np.int64]) -> list[str]:
         found = [rows.row(int(number))["values"]["target"] for number in numbers]
-        if self.settings.data.tokenizer != "word":
+        if not self._in_words:
             return found
         return [" ".join(self._surface(text)) for text in found]
 
@@ -324,17 +351,16 @@ class Translation(RowTask):
         """Measure translations against their references."""
         tokenize = self.settings.evaluate.tokenize
         if tokenize == "auto":
-            words = self.settings.data.tokenizer == "word"
-            tokenize = "none" if words else "zh" if self.fitted.state["chinese"] else "13a"
+            tokenize = "none" if self._in_words else "zh" if self.fitted.state["chinese"] else "13a"
         found = Translations(tokenize)
-        found.add([text for text, _ in answers], self._references(rows, numbers))
+        found.add([answer.text for answer in answers], self._references(rows, numbers))
         return found
 
     def row_scores(
         self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float64]]:
         """Return chrF of each sentence."""
-        said = [text for text, _ in answers]
+        said = [answer.text for answer in answers]
         return {"sentence_chrf": sentence_chrf(said, self._references(rows, numbers))}
 
     def badness(
@@ -355,16 +381,41 @@ class Translation(RowTask):
             "kind": "pair",
             "source": values["source"],
             "reference": values["target"],
-            "answer": answer[0],
+            "answer": answer.text,
         }
         return {"parts": [part], "expected": "", "answers": []}
+
+    def attended(
+        self, model: nn.Module, tensors: Tensors, answers: Sequence[Any]
+    ) -> Sequence[dict[str, Any] | None]:
+        """Return how much each source token was looked at for each token written."""
+        if not isinstance(model, Seq2Seq | RecurrentSeq2Seq):
+            return super().attended(model, tensors, answers)
+        end, longest = self._target.end_id, max(len(answer.ids) for answer in answers)
+        read = [[end, *answer.ids, *[end] * (longest - len(answer.ids))][:-1] for answer in answers]
+        if not longest:
+            return super().attended(model, tensors, answers)
+        source, mask = tensors["source"].long(), tensors["source_mask"]
+        found = model.attended(source, mask, torch.tensor(read, device=source.device)).cpu()
+        method = "last_layer" if isinstance(model, Seq2Seq) else "memory"
+        lengths, parts = mask.sum(1).tolist(), []
+        for ids, weights, length, answer in zip(source, found, lengths, answers, strict=True):
+            columns = self._tokens(self._source, ids[:length].tolist())
+            rows = self._tokens(self._target, answer.ids)
+            parts.append(attention_part(method, rows, columns, weights[: len(rows), :length]))
+        return [part if part["rows"] else None for part in parts]
+
+    @staticmethod
+    def _tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+        """Return each token as a person reads it; the end by its name."""
+        return [tokenizer.decode([number]).strip() or tokenizer.token(number) or "" for number in ids]
 
     def samples(
         self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]
     ) -> list[dict[str, str]]:
         """Return the first translations."""
         shown = zip(numbers[:_SHOWN].tolist(), answers[:_SHOWN], strict=True)
-        return [{"prompt": rows.row(n)["values"]["source"], "text": f" -> {a[0]}"} for n, a in shown]
+        return [{"prompt": rows.row(n)["values"]["source"], "text": f" -> {a.text}"} for n, a in shown]
 
     def view(self, rows: RowSet, number: int) -> str:
         """Return both sides as tokens."""

@@ -135,26 +135,24 @@ def _decided(
     )
     show.clear()
     plan = plan_of(decisions, task, data, run.data, chosen, ranks)
+    told = task.started()
+    plan["started"] = None if told is None else {"from": str(recipe.model.start), "told": told}  # type: ignore[attr-defined]
     write_json(run.plan, plan, run.fs)
     tell_chosen(show, plan["chosen"])
+    if plan["started"]:
+        show.line(started_from(plan))
     _tell_model(show, plan)
     tell_expected(show, plan["predicted"])
     return Begun(recipe, task, data, machine, plan)
 
 
-def with_its_tokenizer(recipe: Recipe) -> Recipe:
-    """Let a model that is started from another read text with that one's tokenizer, unless the recipe names one."""
-    data, model = (getattr(recipe, name, None) for name in ("data", "model"))
-    start = getattr(model, "start", None)
-    trained = (
-        data is not None and "tokenizer" in type(data).model_fields and data.tokenizer in ("bpe", "word")
-    )
-    if data is None or start is None or not trained:
+def with_its_start(recipe: Recipe) -> Recipe:
+    """Return a recipe with what the model that it starts from decides: its tokenizer, and where need be its shape."""
+    start = getattr(getattr(recipe, "model", None), "start", None)
+    if not start:
         return recipe
-    tokenizer = model_folder_of(Path(start)) / "tokenizer.json"
-    if not tokenizer.is_file():
-        return recipe
-    return recipe.model_copy(update={"data": data.model_copy(update={"tokenizer": str(tokenizer)})})
+    adopted: Recipe = tasks.find(recipe.task).adopted(recipe, model_folder_of(Path(start)))
+    return adopted
 
 
 def _build(kind: type[Task], recipe: Recipe, data: Data, start: Any) -> Learner:
@@ -178,6 +176,11 @@ def _start_model(run: Run, recipe: Recipe, kind: type[Task], *, resuming: bool) 
         # The weights come from a checkpoint; the folder the run started from may be gone or have changed.
         return kind.start_again(run.read_plan()["model"])
     return kind.start(model_folder_of(Path(start)))
+
+
+def started_from(plan: Mapping[str, Any]) -> str:
+    """Return what a run took from the model it started from, as one line."""
+    return f"started from {plan['started']['from']}: {plan['started']['told']}"
 
 
 def _tell_model(show: Show, plan: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from luban import tasks
 from luban.durable import member, read_json
 from luban.errors import CheckpointError, InputError
-from luban.model_folder import GRAPH, LUBAN
+from luban.model_folder import LUBAN
 from luban.run import run_of
 
 
@@ -57,10 +57,4 @@ def load(folder: str | Path) -> Any:
     """
     path = model_folder_of(Path(folder))
     name = task_of(path)
-    if name == "language-model" and member(path, GRAPH).is_file() and not any(path.glob("*.safetensors*")):
-        raise InputError(
-            "this is the graph of a language model, which luban writes for other tools and does not answer from",
-            received=str(path),
-            fix="give the run or the model folder that it was exported from, for example RUN/model",
-        )
     return tasks.find(name).load(path)

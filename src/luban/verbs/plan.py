@@ -20,7 +20,7 @@ from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
 from luban.training.parallel import Alone
-from luban.verbs.beginning import Begun, begin, with_its_tokenizer
+from luban.verbs.beginning import Begun, begin, with_its_start
 
 VIEWS = 3
 
@@ -45,7 +45,7 @@ def plan(
     Raises:
         LubanError: what the run itself would meet at its beginning.
     """
-    settings = with_its_tokenizer(read_recipe(recipe, overrides, tasks.schema_of))
+    settings = with_its_start(read_recipe(recipe, overrides, tasks.schema_of))
     target = Path(out) if out is not None else Path("runs")
     disk = next(p for p in (target.absolute(), *target.absolute().parents) if p.is_dir())
     show, stop = show or Show(quiet=True), StopRequest()

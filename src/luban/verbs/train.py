@@ -31,7 +31,7 @@ from luban.training.loop import EVALUATIONS, Loop, Progress
 from luban.training.memory import memory_errors
 from luban.training.parallel import Plan, plan_from_environment, together
 from luban.training.precision import dtype_named
-from luban.verbs.beginning import begin, with_its_tokenizer
+from luban.verbs.beginning import begin, started_from, with_its_start
 from luban.verbs.card import model_card
 from luban.verbs.folds import folds_of, train_folds
 from luban.verbs.records import RunRecord, SilentRecord, require_loggers
@@ -121,7 +121,7 @@ def train(
                 settings = read_recipe(run.read_recipe(), (), tasks.schema_of, str(run.recipe))
             else:
                 assert recipe is not None
-                settings = with_its_tokenizer(read_recipe(recipe, overrides, tasks.schema_of))
+                settings = with_its_start(read_recipe(recipe, overrides, tasks.schema_of))
                 run = Run(Path(out) if out is not None else _new_folder(settings))
             with run.lock() if plan.rank == 0 else contextlib.nullcontext():
                 if folds_of(settings) is not None:
@@ -278,6 +278,9 @@ class _Training:
         """Cut the logs back to where the run goes on, and note that it does."""
         if not self.resuming:
             self.run.event("started", f"luban train, process of {self.plan.ranks}")
+            plan = self.run.read_plan()
+            if plan["started"]:
+                self.run.event("taken", started_from(plan))
             return
         step = checkpoint.step if checkpoint else 0
         self.run.cut_logs(checkpoint.state["progress"]["logs"] if checkpoint else {})
