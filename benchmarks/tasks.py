@@ -175,6 +175,7 @@ def trained(name: str, minutes: float, seed: int, folder: Path) -> dict[str, Any
     found = {
         "seed": seed,
         "figures": figures,
+        **_at_work(folder),
         "seconds": round(training, 1),
         "wall_seconds": round(wall, 1),
         "rows_per_second": round(result["tokens"] / training, 1),
@@ -185,6 +186,21 @@ def trained(name: str, minutes: float, seed: int, folder: Path) -> dict[str, Any
     if "spread" in result:
         found["spread"] = {figure: result["spread"][figure] for figure in figures}
     return found
+
+
+def _at_work(run: Path) -> dict[str, float]:
+    """Return the share of training steps that went by making batches, and their share of the measured peak."""
+    logs = [path for path in (run / "timings.jsonl", *run.glob("folds/*/timings.jsonl")) if path.is_file()]
+    steps = [json.loads(line) for log in logs for line in log.read_text("utf-8").splitlines()]
+    steps = [step for step in steps if step["kind"] == "train"]
+    if not steps:
+        return {}
+    seconds = [1.0 / step["tokens_per_second"] for step in steps]  # of a row; most steps have as many rows
+    shares = {}
+    for name in ("data_share", "peak_share"):
+        mean = sum(s * (step[name] or 0.0) for s, step in zip(seconds, steps, strict=True)) / sum(seconds)
+        shares[name] = round(mean, 4)
+    return shares
 
 
 def peer_of(peer: str, run: Path, minutes: float, seed: int) -> dict[str, Any]:

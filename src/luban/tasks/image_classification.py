@@ -24,7 +24,7 @@ from luban.data.row_store import RowSet
 from luban.data.workers import cores
 from luban.errors import DataError, InputError
 from luban.models.airbench import Airbench, AirbenchConfig
-from luban.models.augment import Augmentation, mixup, symmetric_beta, uniforms
+from luban.models.augment import Augmentation, mixup, shifted, symmetric_beta, uniforms
 from luban.models.image_layouts import ImageConfig, new_image_module
 from luban.models.lenet import LeNet, LeNetConfig, SmallConvNet, SmallConvNetConfig
 from luban.models.normalised import Normalised
@@ -35,7 +35,7 @@ from luban.row_recipe import Objective, RowData, RowEvaluation, RowRecipe
 from luban.tasks import picture_folder
 from luban.tasks.base import Broken
 from luban.tasks.columns import column_of, labelled
-from luban.tasks.rows import Array, Signature, Tensors
+from luban.tasks.rows import Array, Places, Signature, Tensors
 
 _LOOKED_AT = 2_000
 """Training pictures from which size, mean and spread are taken."""
@@ -48,7 +48,7 @@ class PictureChanges(Section):
     """How training pictures are changed at random; every draw is a function of the seed and the picture's place."""
 
     flip: bool = False
-    """Mirror half of them, left and right."""
+    """Mirror half of them, left and right: each one every second epoch."""
     shift: Annotated[int, Field(ge=0)] = 0
     """Shift by up to so many pixels each way; what comes in is mirrored from the edge."""
     crop: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -114,6 +114,9 @@ class PictureEvaluation(RowEvaluation):
 
     mirror: bool = False
     """Answer with the mean of a picture and its mirror image; twice the work."""
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Answer with the mean of a picture and of it moved by so many pixels up and left, and down and right: half the
+    weight is the picture's own; three times the work, six with `mirror`."""
 
 
 class ImageClassificationRecipe(RowRecipe):
@@ -312,14 +315,15 @@ class ImageClassification(picture_folder.StartsFromPictures):
             pictures = torch.from_numpy(np.ascontiguousarray(rows.column("image")[numbers]))
             model.network.whiten(model.prepared(pictures))
 
-    def augmented(self, tensors: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+    def augmented(self, tensors: dict[str, Tensor], places: Places) -> dict[str, Tensor]:
         """Change a batch as `data.augment` says."""
+        positions = places.positions
         settings, seed = self.settings.data.augment, self.settings.train.seed
         if settings == PictureChanges():
             return tensors
         change = Augmentation(**settings.model_dump(exclude={"mixup"}))
         x = tensors["image"].permute(0, 3, 1, 2)  # (rows, channels, height, width)
-        x = change(x, seed=seed, positions=positions)
+        x = change(x, seed=seed, positions=positions, rows=places.numbers, epochs=places.epochs)
         found = {**tensors, "image": x.permute(0, 2, 3, 1)}
         if not settings.mixup or len(positions) < 2:
             return found
@@ -346,11 +350,21 @@ class ImageClassification(picture_folder.StartsFromPictures):
         return (share * own + (1.0 - share) * partner).sum()
 
     def answers(self, model: nn.Module, tensors: Tensors) -> Sequence[Any]:
-        """Return the logits of each row."""
-        logits = self.outputs(model, tensors).float()
-        if self.settings.evaluate.mirror:
-            logits = 0.5 * (logits + self.outputs(model, {"image": tensors["image"].flip(2)}).float())
+        """Return the logits of each row: the mean over what `evaluate` looks at of it."""
+        pictures, pixels = tensors["image"], self.settings.evaluate.shift
+        logits = self._both_sides(model, pictures)
+        if pixels:
+            moved = (shifted(pictures.permute(0, 3, 1, 2), by, by) for by in (pixels, -pixels))
+            others = [self._both_sides(model, x.permute(0, 2, 3, 1)) for x in moved]
+            logits = 0.5 * logits + 0.25 * (others[0] + others[1])
         return list(logits.cpu().numpy())
+
+    def _both_sides(self, model: nn.Module, pictures: Tensor) -> Tensor:
+        """Return the logits of pictures (rows, height, width, channels), with `mirror` the mean of both sides."""
+        logits = self.outputs(model, {"image": pictures}).float()
+        if not self.settings.evaluate.mirror:
+            return logits
+        return 0.5 * (logits + self.outputs(model, {"image": pictures.flip(2)}).float())
 
     def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
         """Return the picture beside its label."""
