@@ -1,13 +1,14 @@
 """What luban reaches on public data of every task, beside a peer on the same rows in the same run.
 
-    python benchmarks/tasks.py [--only NAME ...] [--seeds N] [--minutes M] [--no-peers] [--list]
+    python benchmarks/tasks.py [--only NAME ...] [--seeds N] [--add] [--minutes M] [--no-peers] [--list]
 
 Each row is a shipped recipe with overrides, as a person would type them; the command is printed and kept. For each
 seed luban trains for its minutes on two threads, then the peer, on the rows that luban prepared. The figure is that
 of the official test split, read once at the end of each run; rt-polarity and german-credit have none and are measured
 over ten folds. How settings were chosen stands in LOG.md: the overrides here on validation rows; two defaults of text
 classification (`model.evidence`, the rate) with SST-2's test accuracy in view, so that row is no blind test of them.
-What was measured earlier of rows not asked for stays in results/tasks.json.
+What was measured earlier of rows not asked for stays in results/tasks.json. `--add` goes on with further seeds,
+so one of long runs can be measured in several sittings.
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ def trained(name: str, minutes: float, seed: int, folder: Path) -> dict[str, Any
     found = {
         "seed": seed,
         "figures": figures,
+        **_parameters(folder),
         **_at_work(folder),
         "seconds": round(training, 1),
         "wall_seconds": round(wall, 1),
@@ -186,6 +188,12 @@ def trained(name: str, minutes: float, seed: int, folder: Path) -> dict[str, Any
     if "spread" in result:
         found["spread"] = {figure: result["spread"][figure] for figure in figures}
     return found
+
+
+def _parameters(run: Path) -> dict[str, int]:
+    """Return how many parameters a run trained; nothing for a run over folds."""
+    plan = run / "plan.json"
+    return {"parameters": json.loads(plan.read_text("utf-8"))["parameters"]} if plan.is_file() else {}
 
 
 def _at_work(run: Path) -> dict[str, float]:
@@ -211,8 +219,15 @@ def peer_of(peer: str, run: Path, minutes: float, seed: int) -> dict[str, Any]:
     return {**found, "seconds": round(found["seconds"], 1), "rows_per_second": round(rate, 1), "seed": seed}
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure a row: luban and its peers in turn, seed by seed."""
+def measure(name: str, options: argparse.Namespace, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Measure a row: luban and its peers in turn, seed by seed.
+
+    Arguments:
+        before: what was measured of the row earlier; with `--add`, its runs of the same command stay.
+
+    Raises:
+        InputError: `--add` to runs of another command.
+    """
     row = ROWS[name]
     minutes = options.minutes if options.minutes and row.minutes else row.minutes
     folder = task_data.folder_of(row.data or name)
@@ -220,7 +235,12 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     print(f"\n{name}\n  {command}", flush=True)
     runs: list[dict[str, Any]] = []
     peers: dict[str, list[dict[str, Any]]] = {} if options.no_peers else {peer: [] for peer in row.peers}
-    for seed in range(options.seeds or row.seeds):
+    if options.add and before is not None:
+        if before["command"] != command:
+            raise InputError("what was measured earlier is of another command", received=before["command"])
+        runs += before["luban"]["runs"]
+        peers = {peer: [*before["peers"][peer]["runs"]] for peer in peers if peer in before["peers"]}
+    for seed in range(len(runs), len(runs) + (options.seeds or row.seeds)):
         with tempfile.TemporaryDirectory() as scratch:
             run = Path(scratch) / "run"
             runs.append(trained(name, minutes, seed, run))
@@ -307,6 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=sorted(ROWS), metavar="NAME", default=list(ROWS))
     parser.add_argument("--seeds", type=int, help="runs of each row; default: as many as its minutes allow")
+    parser.add_argument("--add", action="store_true", help="keep the runs there are and add further seeds")
     parser.add_argument("--minutes", type=float, help="budget of every run; default: the row's own")
     parser.add_argument("--no-peers", action="store_true", help="luban alone")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
@@ -319,7 +340,7 @@ def main() -> None:
             if options.list:
                 print(f"{name}: {shlex.join(command_of(name, options.minutes or ROWS[name].minutes, 0))}")
                 continue
-            results[name] = measure(name, options)
+            results[name] = measure(name, options, results.get(name))
         except InputError as error:
             print(f"{name}: {error}", flush=True)
             continue
