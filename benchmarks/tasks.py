@@ -128,19 +128,49 @@ ROWS: dict[str, Row] = {
         0.30,
         beside=("token_accuracy",),
     ),
-    "mnist": Row(PICTURES, ("train.batch=128",), "accuracy", 3.0, 2, 0.993, 0.996, ("convnet",)),
+    "mnist": Row(PICTURES, ("train.batch=128",), "accuracy", 3.0, 2, 0.993, 0.996, ("convnet", "twin")),
     "fashion-mnist": Row(
-        PICTURES, ("train.batch=128", "data.augment.flip=true"), "accuracy", 6.0, 1, 0.925, 0.94, ("convnet",)
+        PICTURES,
+        (
+            "train.batch=128",
+            "data.augment.flip=true",
+            "objective.label_smoothing=0.1",
+            "evaluate.mirror=true",
+            "evaluate.shift=1",
+        ),
+        "accuracy",
+        6.0,
+        1,
+        0.925,
+        0.94,
+        ("convnet",),
     ),
     "multi30k": Row(PAIRS, (), "bleu", 20.0, 1, 36.5, 40.0, ("translator",), ("chrf",)),
     "tatoeba-zh-en": Row(PAIRS, (), "bleu", 10.0, 1, peers=("translator",), beside=("chrf",)),
     "cifar10": Row(
         PICTURES,
-        ("model.network=airbench", "train.minutes=null", "train.steps=20", "train.batch=512"),
+        (
+            "data.validation_fraction=0.02",
+            "data.augment.flip=true",
+            "model.network=airbench",
+            "objective.label_smoothing=0.2",
+            "train.minutes=null",
+            "train.epochs=9",
+            "train.batch=512",
+            "train.learning_rate=0.0125",
+            "train.weight_decay=0.6",
+            "train.momentum=0.85",
+            "train.schedule=linear",
+            "train.clip=null",
+            "train.evaluate_every=200",
+            "evaluate.mirror=true",
+            "evaluate.shift=1",
+        ),
         "accuracy",
         0.0,
-        1,
-        note="cost only: FLOPs of a picture and pictures per second, no training to the end",
+        3,
+        0.940,
+        note="JPEG copy of CIFAR-10; asked for: within 0.36 PFLOP of training",
     ),
 }
 
@@ -176,6 +206,7 @@ def trained(name: str, minutes: float, seed: int, folder: Path) -> dict[str, Any
     found = {
         "seed": seed,
         "figures": figures,
+        **_validation(folder, row.figure),
         **_parameters(folder),
         **_at_work(folder),
         "seconds": round(training, 1),
@@ -188,6 +219,14 @@ def trained(name: str, minutes: float, seed: int, folder: Path) -> dict[str, Any
     if "spread" in result:
         found["spread"] = {figure: result["spread"][figure] for figure in figures}
     return found
+
+
+def _validation(run: Path, figure: str) -> dict[str, float]:
+    """Return the figure of the last evaluation in training, which is what settings may be chosen by."""
+    log = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.is_file() else []
+    found = [line[figure] for line in lines if line["kind"] == "evaluation"]
+    return {"validation": found[-1]} if found else {}
 
 
 def _parameters(run: Path) -> dict[str, int]:
