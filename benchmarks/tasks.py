@@ -1,6 +1,7 @@
 """What luban reaches on public data of every task, beside a peer on the same rows in the same run.
 
-    python benchmarks/tasks.py [--only NAME ...] [--seeds N] [--add] [--minutes M] [--no-peers] [--list]
+    python benchmarks/tasks.py [--only NAME ...] [--seeds N] [--add] [--runs FOLDER] [--minutes M] [--no-peers]
+                               [--list]
 
 Each row is a shipped recipe with overrides, as a person would type them; the command is printed and kept. For each
 seed luban trains for its minutes on two threads, then the peer, on the rows that luban prepared. The figure is that
@@ -8,7 +9,7 @@ of the official test split, read once at the end of each run; rt-polarity and ge
 over ten folds. How settings were chosen stands in LOG.md: the overrides here on validation rows; two defaults of text
 classification (`model.evidence`, the rate) with SST-2's test accuracy in view, so that row is no blind test of them.
 What was measured earlier of rows not asked for stays in results/tasks.json. `--add` goes on with further seeds,
-so one of long runs can be measured in several sittings.
+and with `--runs` a run that was stopped goes on where it was: long rows can be measured in several sittings.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ ROWS: dict[str, Row] = {
             "train.weight_decay=0.6",
             "train.momentum=0.85",
             "train.schedule=linear",
+            "train.dtype=bfloat16",
             "train.clip=null",
             "train.evaluate_every=200",
             "evaluate.mirror=true",
@@ -198,8 +200,9 @@ def ran(command: Sequence[str], **settings: str) -> dict[str, Any]:
 def trained(name: str, minutes: float, seed: int, folder: Path) -> dict[str, Any]:
     """Train luban once and return what the table needs of it."""
     row, (_, *arguments) = ROWS[name], command_of(name, minutes, seed)
+    arguments = ["resume", str(folder)] if folder.is_dir() else [*arguments, "--out", str(folder)]
     started = time.perf_counter()
-    result = ran([sys.executable, "-m", "luban", *arguments, "--out", str(folder), "--json"])
+    result = ran([sys.executable, "-m", "luban", *arguments, "--json"])
     wall = time.perf_counter() - started
     training = result["measured"]["training_seconds"] if "measured" in result else result["seconds"]
     figures = {figure: result["metrics"][figure] for figure in (row.figure, *row.beside)}
@@ -281,7 +284,7 @@ def measure(name: str, options: argparse.Namespace, before: dict[str, Any] | Non
         peers = {peer: [*before["peers"][peer]["runs"]] for peer in peers if peer in before["peers"]}
     for seed in range(len(runs), len(runs) + (options.seeds or row.seeds)):
         with tempfile.TemporaryDirectory() as scratch:
-            run = Path(scratch) / "run"
+            run = (options.runs or Path(scratch)) / f"{name}-{seed}"
             runs.append(trained(name, minutes, seed, run))
             print(f"  luban, seed {seed}: {told(runs[-1], row.figure)}", flush=True)
             for peer, found in peers.items():
@@ -367,6 +370,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(ROWS), metavar="NAME", default=list(ROWS))
     parser.add_argument("--seeds", type=int, help="runs of each row; default: as many as its minutes allow")
     parser.add_argument("--add", action="store_true", help="keep the runs there are and add further seeds")
+    parser.add_argument("--runs", type=Path, help="where runs lie until they are measured")
     parser.add_argument("--minutes", type=float, help="budget of every run; default: the row's own")
     parser.add_argument("--no-peers", action="store_true", help="luban alone")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")

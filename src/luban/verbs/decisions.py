@@ -23,7 +23,7 @@ from luban.tasks.base import Choice, Data, Learner, Machine, Task
 from luban.training.compiling import pays
 from luban.training.precision import dtype_named, forward_in
 
-_TRIED_ROWS, _TRIALS = 64, 4
+_TRIED_ROWS, _TRIALS, _MOST_TRIALS, _TRIAL_SECONDS = 32, 4, 20, 2.0
 
 
 def settle(recipe: Recipe, kind: type[Task], data: Any, start: Any) -> tuple[Recipe, dict[str, Choice]]:
@@ -74,7 +74,10 @@ def faster_dtype(task: Learner) -> tuple[str, str]:
     statistics = [(buffer, buffer.clone()) for buffer in task.model.buffers()]
     taken: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     task.model.train()
-    for _ in range(_TRIALS):
+    begun = time.perf_counter()
+    while len(taken["float32"]) < _TRIALS or (
+        len(taken["float32"]) < _MOST_TRIALS and time.perf_counter() - begun < _TRIAL_SECONDS
+    ):
         for dtype, seconds in taken.items():
             started = time.perf_counter()
             with forward_in(dtype_named(dtype), device)():
