@@ -31,12 +31,13 @@ _SECONDS_EACH = 0.05
 _PROBE_FLOPS = {"cpu": 1e8, "cuda": 2e11}
 _PROBE_WIDTH = 1024
 _PEAK_SIZE = {"cpu": 768, "cuda": 8192}
-_BFLOAT16_GAIN = 1.25
+BFLOAT16_GAIN = 1.25
 _COPY_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 _UNLIMITED = 1 << 60
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_KEEP_MEMORY = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: (1 << 31) - 1, _M_TOP_PAD: 64 << 20}
-"""Options of glibc's malloc; 32 MB is the most that it takes as the first of them."""
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_KEEP_MEMORY = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: (1 << 31) - 1, _M_TOP_PAD: 64 << 20}
+"""Options of glibc's malloc. Its threshold for blocks of pages of their own goes up to 32 MB, so there are none at all:
+an activation of a convolutional network may be larger."""
 _EXTRAS = {
     "data": ("pyarrow", "zstandard"),
     "datasets": ("datasets",),
@@ -146,7 +147,7 @@ def choose_dtype(
     shape = (rows, inner, 4 * inner)
     gain = _flops(torch.bfloat16, shape, device) / _flops(torch.float32, shape, device)
     why = f"bfloat16 runs at {gain:.2g}x of float32 here"
-    return (torch.bfloat16 if gain >= _BFLOAT16_GAIN else torch.float32), why
+    return (torch.bfloat16 if gain >= BFLOAT16_GAIN else torch.float32), why
 
 
 def measure_matmul(dtype: torch.dtype, size: int, device: str = "cpu") -> float:

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from luban.errors import InputError
 from luban.models.augment import (
     Augmentation,
+    by_turns,
     crop,
     cutout,
     flip,
     jitter,
     mixup,
     shift,
+    shifted,
     symmetric_beta,
     uniforms,
 )
@@ -73,9 +75,14 @@ ALL = Augmentation(crop=0.5, shift=3, flip=True, brightness=0.4, contrast=0.4, c
 def test_a_batch_may_be_cut_anywhere(dtype: torch.dtype, cuts: list[int], first: int) -> None:
     images = pictures(12, dtype)
     positions = torch.arange(12) + first
-    whole = ALL(images, seed=3, positions=positions)
+    rows, epochs = torch.arange(12).flip(0), positions // 12
+    whole = ALL(images, seed=3, positions=positions, rows=rows, epochs=epochs)
     bounds = [0, *sorted(cuts), 12]
-    parts = [ALL(images[a:b], seed=3, positions=positions[a:b]) for a, b in pairwise(bounds) if a < b]
+    parts = [
+        ALL(images[a:b], seed=3, positions=positions[a:b], rows=rows[a:b], epochs=epochs[a:b])
+        for a, b in pairwise(bounds)
+        if a < b
+    ]
     assert whole.dtype == dtype
     assert torch.equal(whole, torch.cat(parts))
 
@@ -88,26 +95,39 @@ def pictures(
     return whole.to(torch.uint8) if dtype == torch.uint8 else whole.to(dtype) / 255
 
 
-def test_a_flip_mirrors_half_of_the_pictures() -> None:
-    images, draws = pictures(400, torch.uint8), uniforms(0, torch.arange(400), 1)
-    flipped = flip(images, draws)
-    mirrored = draws[:, 0] < 0.5
+def test_a_flip_mirrors_half_of_the_pictures_and_the_others_an_epoch_later() -> None:
+    images, rows = pictures(400, torch.uint8), torch.arange(400)
+    mirrored = by_turns(0, rows, torch.zeros_like(rows))
+    flipped = flip(images, mirrored)
     assert torch.equal(flipped[mirrored], images[mirrored].flip(3))
     assert torch.equal(flipped[~mirrored], images[~mirrored])
     assert 160 < mirrored.sum() < 240
+    for epoch in range(1, 5):
+        later = by_turns(0, rows.flip(0), torch.full_like(rows, epoch)).flip(0)  # wherever a picture comes
+        assert torch.equal(later, mirrored if epoch % 2 == 0 else ~mirrored)
+    assert not torch.equal(by_turns(1, rows, torch.zeros_like(rows)), mirrored)
+
+
+def test_pictures_moved_by_so_many_pixels_are_padding_by_reflection_and_a_cut() -> None:
+    images = pictures(3, torch.uint8)
+    padded = F.pad(images.float(), (2,) * 4, mode="reflect").to(torch.uint8)
+    assert torch.equal(shifted(images, 1, 2), padded[:, :, 1:10, 0:11])
+    assert torch.equal(shifted(images, -2, -1), padded[:, :, 4:13, 3:14])
+    with pytest.raises(InputError, match="leave something"):
+        shifted(images, 0, -9)
 
 
 @pytest.mark.parametrize("pixels", [0, 1, 4, 8])
 def test_a_shift_is_padding_by_reflection_and_a_cut(pixels: int) -> None:
     images = pictures(60, torch.float32)
     draws = uniforms(1, torch.arange(60), 2)
-    shifted = shift(images, draws, pixels)
+    found = shift(images, draws, pixels)
     padded = F.pad(images, (pixels,) * 4, mode="reflect")
     seen = set()
     for row in range(60):
         down, right = (int(draw * (2 * pixels + 1)) for draw in draws[row])
         seen.add((down, right))
-        assert torch.equal(shifted[row], padded[row, :, down : down + 9, right : right + 11])
+        assert torch.equal(found[row], padded[row, :, down : down + 9, right : right + 11])
     assert {place for pair in seen for place in pair} == set(range(2 * pixels + 1))
 
 
@@ -215,9 +235,10 @@ def test_the_beta_distribution_is_that_of_scipy(alpha: float) -> None:
 
 def test_each_change_has_draws_of_its_own() -> None:
     """One change more leaves the others as they are."""
-    images, positions = pictures(20, torch.uint8), torch.arange(20)
-    flipped = Augmentation(flip=True)(images, seed=0, positions=positions)
-    both = Augmentation(flip=True, cutout=3)(images, seed=0, positions=positions)
+    images, places = pictures(20, torch.uint8), torch.arange(20)
+    where = {"seed": 0, "positions": places, "rows": places, "epochs": places * 0}
+    flipped = Augmentation(flip=True)(images, **where)
+    both = Augmentation(flip=True, cutout=3)(images, **where)
     kept = both != 0
     assert torch.equal(both[kept], flipped[kept])
-    assert torch.equal(Augmentation()(images, seed=0, positions=positions), images)
+    assert torch.equal(Augmentation()(images, **where), images)

@@ -552,6 +552,42 @@ def test_a_mirrored_evaluation_is_the_mean_over_a_picture_and_its_mirror_image(t
     )
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_shifted_evaluation_is_half_the_picture_and_half_its_neighbours(
+    tmp_path: Path, mirror: bool
+) -> None:
+    found = learner_of(tmp_path, bars(20), evaluate={"mirror": mirror, "shift": 2})
+    found.model.eval()
+    numbers = np.arange(6, dtype=np.int64)
+    pictures = torch.from_numpy(found.data.train.column("image")[numbers]).permute(0, 3, 1, 2)
+    padded = F.pad(pictures.float(), (2,) * 4, mode="reflect").to(torch.uint8)
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        sides = [x, x.flip(3)] if mirror else [x]
+        return torch.stack([found.model(side.permute(0, 2, 3, 1)).double() for side in sides]).mean(0)
+
+    with torch.no_grad():
+        moved = [logits(padded[:, :, at : at + 12, at : at + 12]) for at in (0, 4)]
+        expected = 0.5 * logits(pictures) + 0.25 * (moved[0] + moved[1])
+    np.testing.assert_allclose(
+        np.stack(found.answers(found.data.train, numbers)), expected.numpy(), atol=1e-6
+    )
+
+
+def test_every_picture_is_mirrored_in_one_of_two_epochs(tmp_path: Path) -> None:
+    found = learner_of(tmp_path, bars(20), data={"augment": {"flip": True}}, train={**STEPS, "batch": 6})
+    stored = found.data.train.column("image")
+    sides: dict[int, list[bool]] = {number: [] for number in range(20)}
+    for step in range(8):  # four to an epoch, the last of them short
+        (batch,) = found.batches(step, 0, 1)
+        for number, picture in zip(found._order.rows(step).tolist(), batch.tensors["image"], strict=True):
+            plain, mirrored = stored[number], stored[number][:, ::-1]
+            assert not np.array_equal(plain, mirrored)
+            sides[number].append(np.array_equal(picture, mirrored))
+            assert sides[number][-1] or np.array_equal(picture, plain)
+    assert all(sorted(seen) == [False, True] for seen in sides.values())
+
+
 NETWORKS: dict[str, dict[str, Any]] = {
     "lenet": {},
     "small": {"widths": [4, 4, 4, 4]},

@@ -62,10 +62,26 @@ def _shifted(words: Tensor, bits: int) -> Tensor:
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def flip(images: Tensor, draws: Tensor, probability: float = 0.5) -> Tensor:
-    """Mirror each picture left to right with `probability`; draws: (rows, 1)."""
-    mirrored = draws[:, 0] < probability  # (rows,)
+def flip(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror pictures left to right where `mirrored`, (rows,) bool, says so."""
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def by_turns(seed: int, rows: Tensor, epochs: Tensor) -> Tensor:
+    """Say which pictures are mirrored: half of them in the first epoch, in the next the others, and so on by turns.
+
+    So two epochs show each picture from both sides, where independent draws show one in two of them twice from the
+    same: Jordan 2024, https://arxiv.org/abs/2404.00498
+
+    Arguments:
+        rows: (rows,) int64, which picture it is. epochs: (rows,) int64, in which it stands.
+
+    Example:
+        >>> rows, zero = torch.arange(4), torch.zeros(4, dtype=torch.int64)
+        >>> torch.equal(by_turns(0, rows, zero), ~by_turns(0, rows, zero + 1))
+        True
+    """
+    return (uniforms(seed, rows, 1)[:, 0] < 0.5) ^ (epochs % 2 == 1)
 
 
 def shift(images: Tensor, draws: Tensor, pixels: int) -> Tensor:
@@ -77,11 +93,30 @@ def shift(images: Tensor, draws: Tensor, pixels: int) -> Tensor:
     Arguments:
         draws: (rows, 2), of the two directions. pixels: fewer than the picture has on either side.
     """
-    height, width = images.shape[2:]
-    if not 0 <= pixels < min(height, width):
+    _check_shift(images, pixels)
+    return _moved(images, (draws * (2 * pixels + 1)).long() - pixels)
+
+
+def shifted(images: Tensor, down: int, right: int) -> Tensor:
+    """Move all pictures by so many pixels; what comes in is the picture, reflected, as in `shift`.
+
+    Example:
+        >>> shifted(torch.arange(4.0).view(1, 1, 1, 4), 0, 1).tolist()
+        [[[[1.0, 0.0, 1.0, 2.0]]]]
+    """
+    _check_shift(images, max(abs(down), abs(right)))
+    return _moved(images, torch.tensor([[-down, -right]], device=images.device).expand(len(images), 2))
+
+
+def _check_shift(images: Tensor, pixels: int) -> None:
+    if not 0 <= pixels < min(images.shape[2:]):
         fix = "choose fewer than the picture's height and width"
         raise InputError("a shift must leave something of the picture", received=pixels, fix=fix)
-    moves = (draws * (2 * pixels + 1)).long() - pixels  # (rows, 2)
+
+
+def _moved(images: Tensor, moves: Tensor) -> Tensor:
+    """Return pictures seen from so many pixels further down and right, moves: (rows, 2) int64."""
+    height, width = images.shape[2:]
     rows = _reflected(moves[:, :1] + torch.arange(height, device=images.device), height)  # (rows, height)
     columns = _reflected(moves[:, 1:] + torch.arange(width, device=images.device), width)  # (rows, width)
     moved = images.gather(2, rows[:, None, :, None].expand(images.shape))
@@ -223,12 +258,13 @@ class Augmentation:
 
     Arguments:
         crop: the smallest share of a picture that is cut out; 1 cuts nothing.
-        shift: pixels up or down, left or right. flip: mirror every second picture.
+        shift: pixels up or down, left or right. flip: mirror half of the pictures, each by turns (`by_turns`).
         brightness, contrast, colour: how far each factor is from 1. cutout: side of the square, in pixels.
 
     Example:
         >>> augmentation = Augmentation(flip=True, shift=2)
-        >>> augmentation(torch.zeros(3, 1, 28, 28, dtype=torch.uint8), seed=0, positions=torch.arange(3)).dtype
+        >>> pictures, rows = torch.zeros(3, 1, 28, 28, dtype=torch.uint8), torch.arange(3)
+        >>> augmentation(pictures, seed=0, positions=rows, rows=rows, epochs=rows * 0).dtype
         torch.uint8
     """
 
@@ -240,14 +276,16 @@ class Augmentation:
     colour: float = 0.0
     cutout: int = 0
 
-    DRAWS = 12  # of a row; each change has its own, so that one more leaves the others as they are
+    DRAWS = 11  # of a row; each change has its own, so that one more leaves the others as they are
 
-    def __call__(self, images: Tensor, *, seed: int, positions: Tensor) -> Tensor:
-        """Return the pictures changed; a row's changes are a function of (seed, position) only.
+    def __call__(
+        self, images: Tensor, *, seed: int, positions: Tensor, rows: Tensor, epochs: Tensor
+    ) -> Tensor:
+        """Return the pictures changed; a row's changes are a function of seed, position, row and epoch only.
 
         Arguments:
             images: (rows, channels, height, width), uint8, or floating-point numbers from 0 to 1.
-            positions: (rows,) int64.
+            positions, rows, epochs: (rows,) int64: where each stands in the run, which picture it is, in which epoch.
         """
         draws = uniforms(seed, positions, self.DRAWS)
         if self.crop < 1.0:
@@ -255,9 +293,9 @@ class Augmentation:
         if self.shift:
             images = shift(images, draws[:, 4:6], self.shift)
         if self.flip:
-            images = flip(images, draws[:, 6:7])
+            images = flip(images, by_turns(seed + 2, rows, epochs))
         if self.brightness or self.contrast or self.colour:
-            images = jitter(images, draws[:, 7:10], self.brightness, self.contrast, self.colour)
+            images = jitter(images, draws[:, 6:9], self.brightness, self.contrast, self.colour)
         if self.cutout:
-            images = cutout(images, draws[:, 10:12], self.cutout)
+            images = cutout(images, draws[:, 9:11], self.cutout)
         return images

@@ -8,11 +8,10 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from luban.data.picture_workers import decode_many
@@ -24,111 +23,23 @@ from luban.data.row_store import RowSet
 from luban.data.workers import cores
 from luban.errors import DataError, InputError
 from luban.models.airbench import Airbench, AirbenchConfig
-from luban.models.augment import Augmentation, mixup, symmetric_beta, uniforms
+from luban.models.augment import Augmentation, mixup, shifted, symmetric_beta, uniforms
 from luban.models.image_layouts import ImageConfig, new_image_module
 from luban.models.lenet import LeNet, LeNetConfig, SmallConvNet, SmallConvNetConfig
 from luban.models.normalised import Normalised
 from luban.models.resnet import ResNet, ResNetConfig
 from luban.models.vit import ViTConfig
-from luban.recipe import Fraction, Positive, Section
-from luban.row_recipe import Objective, RowData, RowEvaluation, RowRecipe
 from luban.tasks import picture_folder
 from luban.tasks.base import Broken
 from luban.tasks.columns import column_of, labelled
-from luban.tasks.rows import Array, Signature, Tensors
+from luban.tasks.image_recipe import ImageClassificationRecipe, PictureChanges, PictureNetwork
+from luban.tasks.rows import Array, Places, Signature, Tensors
 
 _LOOKED_AT = 2_000
 """Training pictures from which size, mean and spread are taken."""
 _LARGE, _USUAL = 96, 64
 LABEL_COLUMNS = ("label", "class", "category", "target")
 _WHITENED = 5_000
-
-
-class PictureChanges(Section):
-    """How training pictures are changed at random; every draw is a function of the seed and the picture's place."""
-
-    flip: bool = False
-    """Mirror half of them, left and right."""
-    shift: Annotated[int, Field(ge=0)] = 0
-    """Shift by up to so many pixels each way; what comes in is mirrored from the edge."""
-    crop: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Cut out a part and enlarge it: the smallest share of the area; 1 cuts nothing."""
-    cutout: Annotated[int, Field(ge=0)] = 0
-    """Black out a square of so many pixels."""
-    brightness: Fraction = 0.0
-    """Change brightness by up to this share."""
-    contrast: Fraction = 0.0
-    """Change contrast by up to this share."""
-    colour: Fraction = 0.0
-    """Change saturation by up to this share."""
-    mixup: Annotated[float, Field(ge=0.0)] = 0.0
-    """Alpha of mixup (Zhang et al. 2018): pictures and labels mixed in pairs; 0 mixes none."""
-
-
-class PictureRows(RowData):
-    """Pictures with their labels: a folder of each class, a table of paths, idx files, or parquet with bytes."""
-
-    image: str | None = None
-    """With a table: the column of the path, or of the bytes."""
-    label: str | None = None
-    """With a table: the column of the label."""
-    size: Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
-    """Pixels of each side, or [height, width]; null takes pictures of one size as they are, others at 64."""
-    channels: Literal[1, 3] | None = None
-    """1 for grey, 3 for colour; null takes what the pictures have."""
-    mean: list[float] | None = None
-    """Of each channel, on the scale 0 to 1, taken off the pictures; null takes that of the training pictures."""
-    spread: list[Annotated[float, Field(gt=0.0)]] | None = None
-    """Of each channel, by which the pictures are divided then; null takes that of the training pictures."""
-    augment: PictureChanges = PictureChanges()
-    """How training pictures are changed at random."""
-
-
-class PictureNetwork(Section):
-    """The network: which kind, and its shape."""
-
-    network: Literal["lenet", "small", "airbench", "resnet", "vit"] = "small"
-    """`lenet` (LeCun et al. 1998), `small` (convolutions with batch norm, under 100,000 parameters), `airbench` (Jordan
-    2024, for 32 pixels), `resnet` (He et al. 2016, for small pictures), `vit` (Dosovitskiy et al. 2021)."""
-    start: str | None = None
-    """A run or a model folder to take weights from, wherever names and shapes are the same; or a folder of ViT or
-    ResNet."""
-    config: dict[str, Any] | None = None
-    """The shape of `vit` or `resnet`, as config.json has it; taken from the folder that `start` names."""
-    widths: list[Positive] | None = None
-    """Channels of each stage; null means the network's own."""
-    layers: Positive = 6
-    """Blocks of `vit`."""
-    width: Positive = 128
-    """Width of `vit`."""
-    heads: Positive = 4
-    """Attention heads of `vit`."""
-    patch: Positive = 4
-    """Pixels of a side of `vit`'s patches."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """With `vit`: share that is zeroed while training."""
-
-
-class PictureEvaluation(RowEvaluation):
-    """What is measured on held-out pictures."""
-
-    mirror: bool = False
-    """Answer with the mean of a picture and its mirror image; twice the work."""
-
-
-class ImageClassificationRecipe(RowRecipe):
-    """The recipe of image classification."""
-
-    task: Literal["image-classification"] = "image-classification"
-    """What is learned."""
-    data: PictureRows
-    """Where the pictures come from."""
-    model: PictureNetwork = PictureNetwork()
-    """The network."""
-    objective: Objective = Objective()
-    """What the loss is."""
-    evaluate: PictureEvaluation = PictureEvaluation()
-    """What is measured."""
 
 
 class ImageClassification(picture_folder.StartsFromPictures):
@@ -312,14 +223,15 @@ class ImageClassification(picture_folder.StartsFromPictures):
             pictures = torch.from_numpy(np.ascontiguousarray(rows.column("image")[numbers]))
             model.network.whiten(model.prepared(pictures))
 
-    def augmented(self, tensors: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+    def augmented(self, tensors: dict[str, Tensor], places: Places) -> dict[str, Tensor]:
         """Change a batch as `data.augment` says."""
+        positions = places.positions
         settings, seed = self.settings.data.augment, self.settings.train.seed
         if settings == PictureChanges():
             return tensors
         change = Augmentation(**settings.model_dump(exclude={"mixup"}))
         x = tensors["image"].permute(0, 3, 1, 2)  # (rows, channels, height, width)
-        x = change(x, seed=seed, positions=positions)
+        x = change(x, seed=seed, positions=positions, rows=places.numbers, epochs=places.epochs)
         found = {**tensors, "image": x.permute(0, 2, 3, 1)}
         if not settings.mixup or len(positions) < 2:
             return found
@@ -346,11 +258,21 @@ class ImageClassification(picture_folder.StartsFromPictures):
         return (share * own + (1.0 - share) * partner).sum()
 
     def answers(self, model: nn.Module, tensors: Tensors) -> Sequence[Any]:
-        """Return the logits of each row."""
-        logits = self.outputs(model, tensors).float()
-        if self.settings.evaluate.mirror:
-            logits = 0.5 * (logits + self.outputs(model, {"image": tensors["image"].flip(2)}).float())
+        """Return the logits of each row: the mean over what `evaluate` looks at of it."""
+        pictures, pixels = tensors["image"], self.settings.evaluate.shift
+        logits = self._both_sides(model, pictures)
+        if pixels:
+            moved = (shifted(pictures.permute(0, 3, 1, 2), by, by) for by in (pixels, -pixels))
+            others = [self._both_sides(model, x.permute(0, 2, 3, 1)) for x in moved]
+            logits = 0.5 * logits + 0.25 * (others[0] + others[1])
         return list(logits.cpu().numpy())
+
+    def _both_sides(self, model: nn.Module, pictures: Tensor) -> Tensor:
+        """Return the logits of pictures (rows, height, width, channels), with `mirror` the mean of both sides."""
+        logits = self.outputs(model, {"image": pictures}).float()
+        if not self.settings.evaluate.mirror:
+            return logits
+        return 0.5 * (logits + self.outputs(model, {"image": pictures.flip(2)}).float())
 
     def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
         """Return the picture beside its label."""

@@ -38,6 +38,19 @@ SOMETIMES = frozenset({"roc_auc", "pr_auc", "r2", "entity_f1", "bleu", "chrf"})
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the rows of a batch stand, each (rows,) int64.
+
+    Attributes:
+        positions: in the run, counted from its first row. numbers: among the training rows. epochs: in which.
+    """
+
+    positions: Tensor
+    numbers: Tensor
+    epochs: Tensor
+
+
+@dataclass(frozen=True)
 class RowBatch:
     """Rows as tensors."""
 
@@ -96,7 +109,9 @@ class RowLearner:
 
     def _batch(self, rows: Integers, positions: Integers) -> RowBatch:
         tensors = self._tensors(self.data.train, rows)
-        tensors = self.task.augmented(tensors, torch.from_numpy(positions).to(self.device))
+        columns = (positions, rows, positions // len(self.data.train))
+        places = Places(*(torch.from_numpy(column).to(self.device) for column in columns))
+        tensors = self.task.augmented(tensors, places)
         return RowBatch(tensors, len(rows), self.task.count(tensors), partial(self._describe, rows))
 
     def _tensors(self, rows: RowSet, numbers: Integers) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from luban.data.row_store import RowSet
 from luban.errors import InputError
 from luban.row_recipe import RowRecipe
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
-from luban.tasks.row_learner import RowLearner, choices
+from luban.tasks.row_learner import Places, RowLearner, choices
 from luban.tasks.row_model import RowModel, graph_of, load_row_model, measure_rows, rows_of_file
 from luban.tasks.starting import Start, hub_config, with_its_tokenizer
 
@@ -201,9 +201,9 @@ class RowTask:
         del rows
         return None
 
-    def augmented(self, tensors: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
-        """Change a training batch at random; every draw is a function of the seed and the row's position."""
-        del positions
+    def augmented(self, tensors: dict[str, Tensor], places: Places) -> dict[str, Tensor]:
+        """Change a training batch at random; every draw is a function of the seed and of where the rows stand."""
+        del places
         return tensors
 
     def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
@@ -422,6 +422,7 @@ class RowTask:
 __all__ = [
     "BadValue",
     "Fitted",
+    "Places",
     "Row",
     "RowSet",
     "RowTask",

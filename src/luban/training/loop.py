@@ -48,6 +48,8 @@ class Step:
     rate: float
     tokens: int
     flops: int
+    waited: float = 0.0
+    """Seconds in which batches were made, and nothing else."""
 
     @property
     def finite(self) -> bool:
@@ -111,7 +113,7 @@ class Loop:
         self._frozen_norms = freeze(learner.model, recipe.freeze)
         self.optimizer: Optimizer = build_optimizer(learner.model, recipe, dtype)
         self.progress = Progress()
-        self._saved_step, self._saved_at, self._evaluated_at = -1, 0.0, 0.0
+        self._saved_step, self._saved_at, self._evaluated_at, self._waited = -1, 0.0, 0.0, 0.0
         self._resume = f"luban train --resume {checkpoints.folder.parent}"
 
     def run(self, checkpoint: Checkpoint | None = None) -> Progress:
@@ -245,7 +247,7 @@ class Loop:
         self._faults.reach("gradients", progress.step, self.plan.rank)
         norm = self._gradients.combine()
         rate = self.schedule.rate(self._share()) * progress.plateau
-        done = Step(computed.loss, norm, rate, computed.tokens, computed.flops)
+        done = Step(computed.loss, norm, rate, computed.tokens, computed.flops, self._waited)
         if done.finite:
             self._gradients.shorten(norm)
             self._faults.reach("before-optimizer", progress.step, self.plan.rank)
@@ -265,7 +267,9 @@ class Loop:
     def _compute(self) -> Computed:
         """Compute the gradient of the step to come, in smaller micro-batches where the recipe says so."""
         while True:
+            asked = self._clock()
             batches = self._gradients.batches(self.progress.step, self.progress.micro_batch)
+            self._waited = self._clock() - asked
             try:
                 return self._gradients.add(self.progress.step, batches)
             except OutOfMemory as error:
@@ -379,7 +383,7 @@ class Loop:
                 **({} if done.finite else {"skipped": True}),
             }
         )
-        when = {"step": progress.step, "seconds": progress.seconds, "took": took}
+        when = {"step": progress.step, "seconds": progress.seconds, "took": took, "waited": done.waited}
         self._record.timings({"kind": "train", **when, "tokens": done.tokens, "flops": done.flops})
         self._watch(progress, done.loss, self._share())
 

@@ -86,6 +86,7 @@ class RunRecord:
                 "tokens_per_second": round(record["tokens"] / took, 1),
                 "flops_per_second": round(flops),
                 "peak_share": round(flops / self._peak, 4) if self._peak else None,
+                "data_share": round(record["waited"] / took, 4),
             }
         )
 
