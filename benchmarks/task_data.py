@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -139,6 +140,43 @@ def _labelled(**splits: str) -> Callable[[Path], None]:
     return make
 
 
+_TREE = re.compile(r"\((\d)|\)|[^\s()]+")
+
+
+def _phrases(tree: str) -> Iterator[tuple[str, str]]:
+    """Yield every phrase of a tree such as `(3 (2 It) (4 works))` with its degree, 0 to 4."""
+    open_phrases: list[tuple[str, list[str]]] = []
+    for token in _TREE.finditer(tree):
+        if token[1] is not None:
+            open_phrases.append((token[1], []))
+        elif token[0] != ")":
+            open_phrases[-1][1].append(token[0].lower())
+        else:
+            degree, words = open_phrases.pop()
+            yield degree, " ".join(words)
+            if open_phrases:
+                open_phrases[-1][1].extend(words)
+
+
+def _sst2_phrases(folder: Path) -> None:
+    """Sentences of SST-2 to choose and to judge, and to learn from all 76,961 phrases of the training trees that have
+    an opinion, as most published figures of SST-2 do.
+
+    The trees are in many public repositories, such as munikarmanish/RNTN (`trees/`, at 12bb731): train.txt and dev.txt
+    go into LUBAN_DATA/sst-trees. The validation trees stand in train.txt too and are left out of it.
+    """
+    held_out = set(_source("sst-trees/dev.txt").read_text("utf-8").splitlines())
+    trees = _source("sst-trees/train.txt").read_text("utf-8").splitlines()
+    degrees: dict[str, str] = {}
+    for tree in trees:
+        if tree not in held_out:
+            for degree, phrase in _phrases(tree):
+                degrees.setdefault(phrase, degree)
+    rows = ((str(int(degree > "2")), phrase) for phrase, degree in degrees.items() if degree != "2")
+    _write_rows(folder / "train.jsonl", ("label", "text"), rows)
+    _labelled(validation="sst/stsa.binary.dev.gz", test="sst/stsa.binary.test.gz")(folder)
+
+
 def _chnsenticorp(folder: Path) -> None:
     with zipfile.ZipFile(_source("chnsenticorp-splits/chnsenticorp.zip")) as archive:
         for split, member in {"train": "train", "validation": "dev", "test": "test"}.items():
@@ -252,6 +290,7 @@ SETS: dict[str, Callable[[Path], None]] = {
         validation="sst/stsa.binary.dev.gz",
         test="sst/stsa.binary.test.gz",
     ),
+    "sst2-phrases": _sst2_phrases,
     "trec6": _labelled(train="trec-subj-mr/TREC.train.all.gz", test="trec-subj-mr/TREC.test.all.gz"),
     "rt-polarity": _labelled(train="trec-subj-mr/rt-polarity.all.gz"),
     "chnsenticorp": _chnsenticorp,

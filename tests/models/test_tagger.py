@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luban.errors import InputError
-from luban.models.tagger import Tagger, TaggerConfig
+from luban.models.tagger import UNKNOWN, Tagger, TaggerConfig
 
 WORDS, LETTERS, TAGS, CHARACTERS = 11, 7, 3, 5
 NETWORKS = ("lstm", "gru", "transformer")
@@ -68,7 +68,7 @@ def test_every_weight_learns(network: str, pairs: int) -> None:
 
 
 def test_each_part_of_a_word_counts() -> None:
-    """Its number, its spelling, and with pairs the word before it."""
+    """Its number, its spelling, and with pairs its neighbours."""
     words, letters, mask = sentences([4], 4)
     other, spelled = words.clone(), letters.clone()
     other[0, 1] = words[0, 1] % (WORDS - 1) + 1
@@ -85,7 +85,28 @@ def test_each_part_of_a_word_counts() -> None:
     plain(words, letters, mask)
     plain(other, letters, mask)
     changed = (looked_up[0] != looked_up[1]).any(-1)[0].tolist()
-    assert changed == [False, True, True, False]  # the pairs (0, 1) and (1, 2)
+    assert changed == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]  # the pairs (0, 1) and (1, 2) of the five with both ends
+
+
+def test_words_that_came_once_are_sometimes_unknown_while_training_and_no_others() -> None:
+    model = tagger(letter_filters=0, once=3, unknown=0.5)
+    read: list[Tensor] = []
+    model.words.register_forward_pre_hook(lambda _, given: read.append(given[0]))  # type: ignore[union-attr]
+    words = torch.arange(WORDS).repeat(200, 1)
+    letters, mask = torch.ones(*words.shape, 4, dtype=torch.int64), torch.ones_like(words, dtype=torch.bool)
+    model.train()(words, letters, mask)
+    model.eval()(words, letters, mask)
+    hidden = (read[0] == UNKNOWN) & (words != UNKNOWN)
+    assert hidden.any(0).tolist() == [number >= WORDS - 3 for number in range(WORDS)]
+    assert hidden[:, -3:].double().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert (read[0] == words)[~hidden].all()
+    assert (read[1] == words).all()
 
 
 def test_without_a_field_the_loss_is_torchs_cross_entropy_of_the_tokens_there_are() -> None:

@@ -13,6 +13,7 @@ from seqeval.metrics import f1_score
 
 from luban.data.row_sets import BadValue, PreparedRows
 from luban.errors import DataError
+from luban.models.tagger import Tagger
 from luban.tasks.sequence_labelling import UNKNOWN, SequenceLabelling
 from luban.verbs.evaluate import evaluate
 from luban.verbs.export import export
@@ -148,6 +149,34 @@ def test_words_are_numbered_from_training_alone_and_spelled_by_their_characters(
         assert tensors["letters"][0, place].tolist() == spelled
     assert tensors["letters"][0, 2:].sum() == 0
     assert not set("Zë") & set(letters)
+
+
+def test_words_that_came_once_are_numbered_last(prepare: Prepare) -> None:
+    data = prepare(
+        [{"tokens": ["b", "a", f"n{number:02}"], "tags": ["O", "B-X", "O"]} for number in range(40)]
+    )
+    words, once = data.fitted.state["words"], data.fitted.state["once"]
+    assert words[:-once] == ["a", "b"]
+    assert words[-once:] == sorted(words[-once:])
+    assert once == len(data.train)
+
+
+def test_tokens_that_are_characters_are_seen_with_their_neighbours_and_words_by_their_characters(
+    prepare: Prepare,
+) -> None:
+    """Unless the recipe says otherwise."""
+    words = prepare(sentences(40))
+    letters = prepare(
+        [{"tokens": [*"小明在北京", chr(0x4E00 + n)], "tags": [*"OOOO", "B-X", "O"]} for n in range(40)]
+    )
+    for data, filters, pairs in ((words, 64, 0), (letters, 0, 50_000)):
+        for network, expected in (({}, (filters, pairs)), ({"characters": 5, "pairs": 7}, (5, 7))):
+            settings = SequenceLabelling.recipe.model_validate(
+                {"data": {"train": "x"}, "train": {"steps": 1}, "model": network}
+            )
+            model = SequenceLabelling(settings, data.fitted).build()
+            assert isinstance(model, Tagger)
+            assert (model.config.letter_filters, model.config.pairs) == expected
 
 
 def test_it_learns_and_its_f1_is_that_of_seqeval(run: Path) -> None:

@@ -146,6 +146,18 @@ def test_the_loss_is_torchs_smoothed_cross_entropy_over_what_is_written(
     )
 
 
+def test_a_batch_is_as_long_as_its_longest_text_on_each_side(prepare: Prepare) -> None:
+    data = prepare(pairs(60))
+    task = Translation(validated("x"), data.fitted)
+    columns, lengths = data.train.gather(np.arange(9))
+    tensors = task.collate(columns, lengths)
+    for side in ("source", "target"):
+        longest = int(lengths[side].max())
+        assert tensors[side].shape == tensors[f"{side}_mask"].shape == (9, longest)
+        assert (tensors[side].numpy() == columns[side][:, :longest]).all()
+        assert tensors[f"{side}_mask"].sum(1).tolist() == lengths[side].tolist()
+
+
 def test_batches_hold_pairs_of_like_length_within_the_cost(prepare: Prepare) -> None:
     data = prepare(pairs(150))
     settings = validated(

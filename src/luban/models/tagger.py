@@ -25,6 +25,8 @@ from luban.models.recurrent import RecurrentLayers
 
 WINDOW = 3
 """Characters that a filter sees."""
+UNKNOWN = 1
+"""Row of the words' embedding that stands for a word that training did not have."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class TaggerConfig:
         crf: whether tags are chosen together.
         width: of a word's embedding, and of each direction's state. letter_filters: 0 looks at no characters.
         pairs: rows of the hashed embedding of neighbouring tokens; 0 for none.
+        once: words that came once in training, the last rows of their embedding. unknown: share of them that is read as
+            unknown while training (Lample et al., https://arxiv.org/abs/1603.01360).
 
     Raises:
         InputError: for a size below 1, an unknown network, a share out of [0, 1).
@@ -50,6 +54,8 @@ class TaggerConfig:
     width: int = 128
     letter_filters: int = 32
     pairs: int = 0
+    once: int = 0
+    unknown: float = 0.0
     layers: int = 1
     heads: int = 4
     max_length: int = 512
@@ -108,7 +114,7 @@ class Tagger(nn.Module):
             self.filters = nn.Conv1d(
                 config.letter_filters, config.letter_filters, WINDOW, padding=WINDOW // 2
             )
-        inputs = width * (2 if config.pairs else 1) + config.letter_filters
+        inputs = width * (3 if config.pairs else 1) + config.letter_filters
         self.encoder: RecurrentLayers | ModernEncoder
         if config.network == "transformer":
             # It embeds words itself; what else is known of a token joins behind it.
@@ -156,16 +162,16 @@ class Tagger(nn.Module):
             words: (batch, length) int64. letters: (batch, length, characters) int64, 0 behind a word's last.
             mask: (batch, length) bool, True where a token is.
         """
-        share, parts = self.config.dropout, []
+        share, parts, read = self.config.dropout, [], self._some_unknown(words)
         if self.words is None:
             assert isinstance(self.encoder, ModernEncoder)
-            parts.append(self.encoder.hidden(words, mask))
+            parts.append(self.encoder.hidden(read, mask))
         else:
-            parts.append(self.words(words))
+            parts.append(self.words(read))
         if self.pairs is not None:
-            # Each token with the one before it; the first with padding.
-            pairs = bigram_buckets(F.pad(words, (1, 0)), self.config.pairs)[:, :-1]
-            parts.append(self.pairs(pairs))
+            # Each token with the one before it and with the one behind; the first and the last with padding.
+            pairs = self.pairs(bigram_buckets(F.pad(words, (1, 1)), self.config.pairs)[:, :-1])
+            parts += [pairs[:, :-1], pairs[:, 1:]]
         if self.letters is not None:
             parts.append(self._spelling(letters))
         x = dropout(torch.cat(parts, dim=-1), share, self.training)  # (batch, length, inputs)
@@ -173,6 +179,14 @@ class Tagger(nn.Module):
             x = dropout(self.encoder(x, mask), share, self.training)  # (batch, length, hidden)
         found: Tensor = self.output(x)
         return found
+
+    def _some_unknown(self, words: Tensor) -> Tensor:
+        """Return the words with some of those that came once in training as unknown; only while training."""
+        if not self.training or not self.config.unknown:
+            return words
+        once = words >= self.config.words - self.config.once
+        drawn = torch.rand(words.shape, device=words.device) < self.config.unknown
+        return words.masked_fill(once & drawn, UNKNOWN)
 
     def _spelling(self, letters: Tensor) -> Tensor:
         """Return what the filters find in each word: (batch, length, characters) -> (batch, length, filters)."""

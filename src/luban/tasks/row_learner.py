@@ -346,18 +346,18 @@ def _slices(task: RowTask, answers: Sequence[Any], rows: RowSet, settings: Any) 
 
 
 def choices(
-    recipe: Any, prepared: PreparedRows, machine: Machine, start: Any, share: float
+    recipe: Any, prepared: PreparedRows, machine: Machine, start: Any, share: float, batch: int = BATCH
 ) -> dict[str, Choice]:
     """Choose batch and rate where a recipe on rows leaves them open.
 
     Arguments:
-        share: of the usual rate, what suits the task.
+        share: of the usual rate, what suits the task. batch: the most rows of a step, what suits the task.
     """
     del machine
     chosen: dict[str, Choice] = {}
     rows = len(prepared.train)
     if recipe.train.batch is None:
-        batch = min(BATCH, max(4, 2 ** int(math.log2(max(4, rows / 32)))))
+        batch = min(batch, max(4, 2 ** int(math.log2(max(4, rows / 32)))))
         chosen["train.batch"] = Choice(
             batch, f"{rows:,} training rows: an epoch has {math.ceil(rows / batch):,} steps"
         )

@@ -29,7 +29,7 @@ from luban.data.row_store import RowSet
 from luban.errors import InputError
 from luban.row_recipe import RowRecipe
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
-from luban.tasks.row_learner import Places, RowLearner, choices
+from luban.tasks.row_learner import BATCH, Places, RowLearner, choices
 from luban.tasks.row_model import RowModel, graph_of, load_row_model, measure_rows, rows_of_file
 from luban.tasks.starting import Start, hub_config, with_its_tokenizer
 
@@ -84,6 +84,8 @@ class RowTask:
     """Rows of a batch in evaluation and prediction."""
     rate: ClassVar[float] = 1.0
     """What suits the task as a share of the usual learning rate."""
+    batch: ClassVar[int] = BATCH
+    """The most rows of a step, where the recipe leaves it open."""
     quick_rows: ClassVar[int] = 2_000
     """Validation rows that are measured while training."""
 
@@ -370,7 +372,7 @@ class RowTask:
     @classmethod
     def choose(cls, recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
         """Choose batch and learning rate where the recipe leaves them open."""
-        return choices(recipe, prepared, machine, start, cls.rate)
+        return choices(recipe, prepared, machine, start, cls.rate, cls.batch)
 
     @classmethod
     def learner(cls, recipe: Any, prepared: PreparedRows, *, start: Any = None) -> RowLearner:

@@ -32,6 +32,9 @@ from luban.tasks.rows import Array, Scores, Signature, Tensors
 
 PADDING, UNKNOWN = 0, 1
 _MOST_TAGS = 1000
+_FILTERS, _PAIRS = 64, 50_000
+_SINGLE = 0.9
+"""From this share of single characters on, tokens are characters and not words."""
 
 
 class TaggedRows(RowData):
@@ -64,10 +67,14 @@ class TaggerNetwork(Section):
     """A conditional random field on top: tags are chosen together, and only those that the scheme allows."""
     width: Positive = 128
     """Dimensions of a word's embedding, and of each direction of the hidden state."""
-    characters: Annotated[int, Field(ge=0)] = 32
-    """Filters that look at a word's characters; 0 for none, as where tokens are characters."""
-    pairs: Annotated[int, Field(ge=0)] = 0
-    """Rows of a hashed embedding of each token with the one before it, for tokens that are characters; 0 for none."""
+    characters: Annotated[int, Field(ge=0)] | None = None
+    """Filters that look at a word's characters, 0 for none; null means 64, or none where tokens are characters."""
+    pairs: Annotated[int, Field(ge=0)] | None = None
+    """Rows of a hashed embedding of each token with its neighbours, 0 for none; null means 50,000 where tokens are
+    characters, else none."""
+    unknown: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of the words that came once that are read as unknown while training: so what stands for unknown words is
+    learned too, and what their characters tell (Lample et al. 2016)."""
     layers: Positive = 1
     """Layers."""
     heads: Positive = 4
@@ -106,11 +113,14 @@ class SequenceLabelling(bert.StartsFromBert):
     pipeline = "token-classification"
     bert_labels: ClassVar[str] = "tags"
     bert_decides: ClassVar[tuple[str, ...]] = (
-        "crf", "width", "characters", "pairs", "layers", "heads", "config",
+        "crf", "width", "characters", "pairs", "unknown", "layers", "heads", "config",
     )  # fmt: skip
     # Other tools that read the folder have no field.
     bert_lacks: ClassVar[Mapping[str, Any]] = {"crf": False}
     evaluation_rows: ClassVar[int] = 128
+    # Measured on WNUT-17: benchmarks/LOG.md.
+    rate: ClassVar[float] = 3.0
+    batch: ClassVar[int] = 16
 
     def __init__(self, settings: Any, fitted: Fitted | None = None) -> None:
         super().__init__(settings, fitted)
@@ -184,7 +194,12 @@ class SequenceLabelling(bert.StartsFromBert):
                 received=list(tags)[:20],
                 fix="is the column of the tag right? set data.columns",
             )
-        frequent = sorted(w for w, count in words.items() if count >= self.settings.data.min_count)
+        # Those that came once stand last.
+        frequent = sorted(
+            (w for w, count in words.items() if count >= self.settings.data.min_count),
+            key=lambda word: (words[word] == 1, word),
+        )
+        single = sum(count for word, count in words.items() if len(word) == 1)
         ordered = sorted(tags, key=lambda tag: (tag != "O", tag))
         scheme = scheme_of(tags)
         between, first, last = forbidden(ordered, scheme)
@@ -192,6 +207,8 @@ class SequenceLabelling(bert.StartsFromBert):
         state = {
             "roles": dict(roles),
             "words": frequent,
+            "once": sum(words[word] == 1 for word in frequent),
+            "single": single >= _SINGLE * words.total(),
             "letters": sorted(letters),
             "tags": ordered,
             "scheme": scheme,
@@ -251,6 +268,7 @@ class SequenceLabelling(bert.StartsFromBert):
         settings, state = self.settings.model, self.fitted.state
         if settings.network == "bert":
             return PieceTagger(self._bert())
+        filters, pairs = settings.characters, settings.pairs
         config = TaggerConfig(
             words=len(self._words) + 2,
             letters=len(self._letters) + 2,
@@ -258,8 +276,10 @@ class SequenceLabelling(bert.StartsFromBert):
             network=settings.network,
             crf=settings.crf,
             width=settings.width,
-            letter_filters=settings.characters,
-            pairs=settings.pairs,
+            letter_filters=(0 if state["single"] else _FILTERS) if filters is None else filters,
+            pairs=(_PAIRS if state["single"] else 0) if pairs is None else pairs,
+            once=state["once"],
+            unknown=settings.unknown,
             layers=settings.layers,
             heads=settings.heads,
             max_length=-(-self.settings.data.length // 8) * 8,
@@ -445,7 +465,7 @@ class SequenceLabelling(bert.StartsFromBert):
         """Return a small network with a field on top."""
         return {
             "data": {"characters": 8},
-            "model": {"width": 16, "characters": 8, "dropout": 0.0},
+            "model": {"width": 16, "characters": 8, "dropout": 0.0, "unknown": 0.0},
         }
 
 

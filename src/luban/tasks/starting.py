@@ -111,7 +111,7 @@ def _others(task: RowTask, start: Start) -> tuple[dict[int, str], dict[str, str]
     for name, tokenizer in own.tokenizers.items():
         before = start.tokenizers.get(name)
         if before is None or before.text != tokenizer.text:
-            pairs = getattr(task.settings.model, "pairs", 0)
+            pairs = getattr(task.settings.model, "pairs", None) or 0
             sizes |= dict.fromkeys(
                 (tokenizer.vocab_size, tokenizer.vocab_size + pairs), "the tokenizers differ"
             )

@@ -81,9 +81,12 @@ class TextNetwork(Section):
     """With `cnn`: how many tokens a filter sees."""
     evidence: bool = True
     """Add to the network's answer what single words and pairs tell by themselves: naive Bayes' ratios of counts, their
-    weights learned along (Wang and Manning 2012). Helps most where there is little text."""
+    weights learned along (Wang and Manning 2012), each training text judged by the counts of all others. Helps most
+    where there is little text."""
     pairs: Annotated[int, Field(ge=0)] = 100_000
     """With `evidence` and `bag`: places for pairs of neighbouring words; 0 looks at none."""
+    longest: Literal[2, 3] = 2
+    """With `evidence`: words of a run that is looked at, at most; three share the places of `pairs`."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the embedding and of the result that is zeroed while training."""
 
@@ -118,7 +121,7 @@ class TextClassification(bert.StartsFromBert, Classifier):
     rate: ClassVar[float] = 1 / 3
     pipeline = "text-classification"
     bert_decides: ClassVar[tuple[str, ...]] = (
-        "width", "layers", "heads", "channels", "filters", "pooling", "evidence", "pairs", "config",
+        "width", "layers", "heads", "channels", "filters", "pooling", "evidence", "pairs", "longest", "config",
     )  # fmt: skip
     # The evidence of words beside the network would be lost on whatever else reads the folder.
     bert_lacks: ClassVar[Mapping[str, Any]] = {"evidence": False}
@@ -184,7 +187,8 @@ class TextClassification(bert.StartsFromBert, Classifier):
             built,
             vocab_size=vocab_size,
             outputs=len(self.labels),
-            pairs=settings.pairs,
+            buckets=settings.pairs,
+            longest=settings.longest,
             share=settings.dropout,
         )
 
@@ -208,12 +212,23 @@ class TextClassification(bert.StartsFromBert, Classifier):
             for at in range(0, len(rows), self.evaluation_rows):
                 numbers = np.arange(at, min(at + self.evaluation_rows, len(rows)), dtype=np.int64)
                 tensors = self.collate(*rows.gather(numbers))
-                targets = tensors["label"]
-                if not self.multilabel:
-                    targets = nn.functional.one_hot(targets, len(self.labels))
-                yield tensors["ids"].long(), tensors["ids_mask"], targets.float()
+                yield tensors["ids"].long(), tensors["ids_mask"], self._targets(tensors)
 
         model.learn(batches())
+
+    def _targets(self, tensors: Tensors) -> Tensor:
+        """Return 1 for each class of a row, (rows, classes)."""
+        found = tensors["label"]
+        if not self.multilabel:
+            found = nn.functional.one_hot(found, len(self.labels))
+        return found.float()
+
+    def batch_loss(self, model: nn.Module, tensors: Tensors) -> Tensor:
+        """Return the loss summed over rows; the evidence of words judges each by the counts of the others."""
+        if not isinstance(model, Wide):
+            return super().batch_loss(model, tensors)
+        outputs = model(tensors["ids"].long(), tensors["ids_mask"], self._targets(tensors))
+        return self.loss(outputs, tensors)
 
     def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
         """Return logits (rows, classes)."""
