@@ -1,7 +1,9 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -12,6 +14,13 @@ hypothesis.settings.load_profile("luban")
 
 # Doctests are collected from modules; two conftest.py of one name cannot both be imported as such.
 collect_ignore_glob = ["*/conftest.py"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_goes_back() -> Iterator[None]:
+    """A run keeps freed memory for good; the process of the tests runs hundreds, and some tests count what is free."""
+    with mock.patch("luban.training.loop.keep_memory"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -34,8 +34,8 @@ _PEAK_SIZE = {"cpu": 768, "cuda": 8192}
 BFLOAT16_GAIN = 1.25
 _COPY_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 _UNLIMITED = 1 << 60
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_KEEP_MEMORY = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: (1 << 31) - 1, _M_TOP_PAD: 64 << 20}
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_KEEP_MEMORY = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: (1 << 31) - 1}
 """Options of glibc's malloc. Its threshold for blocks of pages of their own goes up to 32 MB, so there are none at all:
 an activation of a convolutional network may be larger."""
 _EXTRAS = {

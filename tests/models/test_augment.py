@@ -113,8 +113,9 @@ def test_pictures_moved_by_so_many_pixels_are_padding_by_reflection_and_a_cut() 
     padded = F.pad(images.float(), (2,) * 4, mode="reflect").to(torch.uint8)
     assert torch.equal(shifted(images, 1, 2), padded[:, :, 1:10, 0:11])
     assert torch.equal(shifted(images, -2, -1), padded[:, :, 4:13, 3:14])
-    with pytest.raises(InputError, match="leave something"):
-        shifted(images, 0, -9)
+    for down, right in ((-9, 0), (0, 11)):  # the pictures are of 9 x 11 pixels
+        with pytest.raises(InputError, match="leave something"):
+            shifted(images, down, right)
 
 
 @pytest.mark.parametrize("pixels", [0, 1, 4, 8])

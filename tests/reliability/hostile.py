@@ -70,7 +70,7 @@ class Watch:
         return self.seen
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.on:
+        if not self.on or (event, *arguments) == ("ctypes.dlopen", None):  # the process itself is no library
             return
         if (
             event in _RUNS_CODE

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from luban import machine
 from luban.console import Show
 from luban.durable import sha256, write_json
+from luban.models.head import Head
 from luban.recipe import Interval, TrainRecipe
 from luban.run import Run
 from luban.signals import StopRequest
@@ -91,7 +92,7 @@ class Learner:
         self.model.hidden = nn.Linear(width, width)
         self.model.drop = nn.Dropout(0.2)
         self.model.norm = nn.LayerNorm(width)
-        self.model.lm_head = nn.Linear(width, VOCABULARY)
+        self.model.lm_head = Head(width, VOCABULARY)
         made = torch.Generator().manual_seed(7)
         self.ids = torch.randint(VOCABULARY, (ROWS + 10, LENGTH), generator=made)
 

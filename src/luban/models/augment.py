@@ -93,7 +93,7 @@ def shift(images: Tensor, draws: Tensor, pixels: int) -> Tensor:
     Arguments:
         draws: (rows, 2), of the two directions. pixels: fewer than the picture has on either side.
     """
-    _check_shift(images, pixels)
+    _check_shift(images, pixels, pixels)
     return _moved(images, (draws * (2 * pixels + 1)).long() - pixels)
 
 
@@ -104,14 +104,15 @@ def shifted(images: Tensor, down: int, right: int) -> Tensor:
         >>> shifted(torch.arange(4.0).view(1, 1, 1, 4), 0, 1).tolist()
         [[[[1.0, 0.0, 1.0, 2.0]]]]
     """
-    _check_shift(images, max(abs(down), abs(right)))
+    _check_shift(images, abs(down), abs(right))
     return _moved(images, torch.tensor([[-down, -right]], device=images.device).expand(len(images), 2))
 
 
-def _check_shift(images: Tensor, pixels: int) -> None:
-    if not 0 <= pixels < min(images.shape[2:]):
+def _check_shift(images: Tensor, down: int, right: int) -> None:
+    height, width = images.shape[2:]
+    if not (0 <= down < height and 0 <= right < width):
         fix = "choose fewer than the picture's height and width"
-        raise InputError("a shift must leave something of the picture", received=pixels, fix=fix)
+        raise InputError("a shift must leave something of the picture", received=(down, right), fix=fix)
 
 
 def _moved(images: Tensor, moves: Tensor) -> Tensor:

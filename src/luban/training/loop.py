@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from luban.errors import CheckpointError, NonFiniteError, OutOfMemory, Stopped
+from luban.machine import keep_memory
 from luban.recipe import Interval, TrainRecipe, settled
 from luban.signals import StopRequest
 from luban.training.checkpoints import Checkpoint, Checkpoints
@@ -125,6 +126,7 @@ class Loop:
                 saved.
             OutOfMemory: when a micro-batch, an evaluation or the optimizer needs more memory than there is.
         """
+        keep_memory()
         if checkpoint is None:
             self.plan.start(self.learner.model)
         else:

@@ -14,7 +14,7 @@ import torch
 from luban import tasks
 from luban.console import Show, short
 from luban.durable import write_json
-from luban.machine import MachineReport, keep_memory, set_threads
+from luban.machine import MachineReport, set_threads
 from luban.recipe import Recipe
 from luban.run import Run
 from luban.signals import StopRequest
@@ -157,7 +157,6 @@ def with_its_start(recipe: Recipe) -> Recipe:
 
 def _build(kind: type[Task], recipe: Recipe, data: Data, start: Any) -> Learner:
     set_threads()
-    keep_memory()
     task = kind.learner(recipe, data, start=start)
     task.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return task
