@@ -57,7 +57,21 @@ def test_bfloat16_is_chosen_only_where_it_is_measured_to_pay(
     dtype, why = machine.choose_dtype(width=128, tokens=100)
     assert dtype == getattr(torch, chosen)
     assert f"{gain}x of float32" in why
-    assert shapes == [(100, 128, 512)] * 2
+    assert shapes == [(100, 128, 512)] * 4
+
+
+def test_one_disturbed_measurement_does_not_decide_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    for disturbed in range(4):
+        calls: list[torch.dtype] = []
+
+        def rate(
+            dtype: torch.dtype, *_: object, calls: list[torch.dtype] = calls, at: int = disturbed
+        ) -> float:
+            calls.append(dtype)
+            return (3e11 if dtype == torch.bfloat16 else 1e11) / (20 if len(calls) - 1 == at else 1)
+
+        monkeypatch.setattr(machine, "_flops", rate)
+        assert machine.choose_dtype(width=128, tokens=100)[0] == torch.bfloat16
 
 
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16"])

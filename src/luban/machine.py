@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib.util
+import itertools
 import os
 import platform
 import resource
@@ -27,7 +28,7 @@ CGROUP = Path("/sys/fs/cgroup")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 
 _REPEATS = 7
-_SECONDS_EACH = 0.05
+_SECONDS_EACH, _SECONDS_AT_LEAST = 0.05, 0.02
 _PROBE_FLOPS = {"cpu": 1e8, "cuda": 2e11}
 _PROBE_WIDTH = 1024
 _PEAK_SIZE = {"cpu": 768, "cuda": 8192}
@@ -145,7 +146,10 @@ def choose_dtype(
     inner = min(width, _PROBE_WIDTH)
     rows = max(16, min(tokens, int(_PROBE_FLOPS[device] / (8 * inner * inner))))
     shape = (rows, inner, 4 * inner)
-    gain = _flops(torch.bfloat16, shape, device) / _flops(torch.float32, shape, device)
+    rates = {torch.bfloat16: 0.0, torch.float32: 0.0}
+    for dtype in (*rates, *rates):  # by turns: what disturbs one must not decide
+        rates[dtype] = max(rates[dtype], _flops(dtype, shape, device))
+    gain = rates[torch.bfloat16] / rates[torch.float32]
     why = f"bfloat16 runs at {gain:.2g}x of float32 here"
     return (torch.bfloat16 if gain >= BFLOAT16_GAIN else torch.float32), why
 
@@ -178,14 +182,15 @@ def _flops(dtype: torch.dtype, shape: tuple[int, int, int], device: str) -> floa
 
 
 def _fastest_seconds(work: Callable[[], object], device: str) -> float:
-    """Return the shortest duration of `work`, of up to seven calls after a first that does not count.
+    """Return the shortest duration of `work`, of seven calls and more after a first that does not count.
 
-    The shortest, because neighbours on the machine can only make a call longer.
+    The shortest, because neighbours on the machine can only make a call longer. Short calls go on for a while: seven of
+    them may all fall into a moment in which another process has the core.
     """
     seconds: list[float] = []
     started = time.perf_counter()
     with torch.no_grad():
-        for repeat in range(_REPEATS + 1):
+        for repeat in itertools.count():
             before = time.perf_counter()
             work()
             if device == "cuda":
@@ -193,7 +198,8 @@ def _fastest_seconds(work: Callable[[], object], device: str) -> float:
             took = time.perf_counter() - before
             if repeat:
                 seconds.append(took)
-            if seconds and time.perf_counter() - started > _SECONDS_EACH:
+            passed = time.perf_counter() - started
+            if seconds and passed > (_SECONDS_EACH if repeat < _REPEATS else _SECONDS_AT_LEAST):
                 break
     return max(min(seconds), 1e-9)
 
