@@ -42,7 +42,8 @@ def lay_out(text: str, base: Path) -> None:
     )
     (base / "tokenizer").mkdir()
     with (base / "tokenizer" / "tokenizer.pkl").open("wb") as file:
-        pickle.dump(encoding, file)  # the only form in which nanochat reads a tokenizer; nothing here reads it back
+        # The only form in which nanochat reads a tokenizer; nothing here reads it back.
+        pickle.dump(encoding, file)
     sizes = torch.tensor([1] * len(kinds) + [0] * len(SPECIAL), dtype=torch.int32)
     torch.save(sizes, base / "tokenizer" / "token_bytes.pt")
 
