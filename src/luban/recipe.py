@@ -292,6 +292,9 @@ class TrainRecipe(Section):
     """Of sgd and muon."""
     nesterov: bool = True
     """Nesterov's form of that momentum."""
+    hold_norms: bool = False
+    """With muon: a step turns each matrix and filter bank by 10 times the rate and leaves its length as it was, so
+    that weight decay has nothing to do; for layers that a norm follows."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """Decay of the means of gradients and of their squares, for adam, adamw and muon's AdamW; rmsprop takes
     the second."""
@@ -351,6 +354,12 @@ class TrainRecipe(Section):
         named = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(named) != 1:
             raise ValueError(f"give exactly one budget of {', '.join(BUDGETS)}; received {named or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_with_muon(self) -> Self:
+        if self.hold_norms and self.optimizer != "muon":
+            raise ValueError(f"hold_norms is muon's; received optimizer {self.optimizer}")
         return self
 
     @property

@@ -152,8 +152,8 @@ def test_no_square_of_the_length_is_ever_held() -> None:
     length, heads = 2048, 4
     leaves = drawn(1, heads, length, 8, dtype=torch.float32)
     with Largest() as seen, torch.no_grad():
-        mixed, *kept = attention_products._forward._init_fn(*leaves, None, True)
-        attention_products._backward._init_fn(mixed, *leaves, None, True, kept)
+        mixed, *kept = attention_products._forward(*leaves, None, True)
+        attention_products._backward(mixed, *leaves, None, True, kept)
     assert not kept
     assert seen.elements <= max(attention_products.CACHE_BYTES // 4, math.prod(leaves[0].shape))
     assert seen.elements < heads * length * length / 16

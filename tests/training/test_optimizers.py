@@ -3,6 +3,9 @@
 import copy
 import fnmatch
 import json
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from luban.errors import CheckpointError, InputError
+from luban.errors import CheckpointError, InputError, RecipeError
 from luban.models.head import Head
 from luban.recipe import ParameterGroup, TrainRecipe
 from luban.tensors import read_safetensors, write_safetensors
-from luban.training.muon import Muon
+from luban.training.muon import DEFAULT, Muon, orthogonalise
 from luban.training.optimizers import Optimizer, build_optimizer, hidden_matrices
 
 KINDS = ["sgd", "rmsprop", "adam", "adamw", "muon"]
@@ -400,3 +403,59 @@ def test_a_state_passes_between_optimizers_with_and_without_groups(kind: str) ->
     mine, others = with_groups.state()[0], without.state()[0]
     assert mine.keys() == others.keys()
     assert all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+def test_training_without_compile_does_not_import_the_compiler() -> None:
+    program = textwrap.dedent(
+        """
+        import sys, torch
+        from luban.models.attention_products import attention_by_products
+        from luban.recipe import TrainRecipe
+        from luban.training.optimizers import build_optimizer
+
+        for kind in ("muon", "adamw", "adam", "sgd", "rmsprop"):
+            layer = torch.nn.Linear(4, 4)
+            optimizer = build_optimizer(layer, TrainRecipe(steps=1, optimizer=kind, learning_rate=1e-3))
+            x = layer(torch.ones(1, 1, 4, 4))
+            attention_by_products(x, x, x, None, causal=True).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        print("torch._dynamo" in sys.modules)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
+def test_held_norms_turn_each_matrix_by_ten_times_the_rate(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(6, 9)), nn.Parameter(torch.randn(6, 3, 3, 1) * 5)]
+    before = [weight.detach().clone() for weight in weights]
+    muon = Muon(weights, 0.01, weight_decay=7.0, hold_norms=True, dtype=dtype)
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    directions = [orthogonalise(w.grad.flatten(1).to(dtype)[None], DEFAULT)[0].double() for w in weights]
+    muon.step()
+    for weight, start, direction in zip(weights, before, directions, strict=True):
+        start = start.flatten(1).double()
+        moved = start - 0.1 * start.norm() * direction / direction.norm()
+        expected = moved * start.norm() / moved.norm()
+        torch.testing.assert_close(
+            weight.flatten(1).double(), expected, atol=tolerance * float(start.abs().max()), rtol=0
+        )
+
+
+def test_a_matrix_of_zeros_has_no_norm_to_hold() -> None:
+    layer = nn.Linear(4, 4)
+    nn.init.zeros_(layer.weight)
+    with pytest.raises(RecipeError, match=r"hold_norms.*zeros") as caught:
+        build("muon", layer, hold_norms=True)
+    assert "weight" in str(caught.value)
+    with pytest.raises(ValueError, match="zeros"):
+        Muon([layer.weight], 0.1, hold_norms=True)
+
+
+def test_held_norms_are_muons() -> None:
+    with pytest.raises(ValueError, match="hold_norms is muon's; received optimizer adamw"):
+        recipe("adamw", hold_norms=True)

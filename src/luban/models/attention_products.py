@@ -105,7 +105,6 @@ def _like_output(queries: Tensor) -> Tensor:
     return queries.new_empty(batch, length, heads, head_dim).transpose(1, 2)
 
 
-@torch.library.custom_op("luban::attention", mutates_args=())
 def _forward(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
 ) -> list[Tensor]:
@@ -124,8 +123,9 @@ def _forward(
     return [mixed, *kept]
 
 
-@_forward.register_fake
-def _(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> list[Tensor]:
+def _forward_shapes(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
+) -> list[Tensor]:
     del values, mask
     kept = [
         queries.new_empty((b.stop - b.start) * (h.stop - h.start), q.stop - q.start, k.stop)
@@ -134,7 +134,6 @@ def _(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal
     return [_like_output(queries), *(kept if _keeps(queries, keys) else [])]
 
 
-@torch.library.custom_op("luban::attention_backward", mutates_args=())
 def _backward(
     gradient: Tensor,
     queries: Tensor,
@@ -165,8 +164,7 @@ def _backward(
     return for_queries, for_keys.to(keys.dtype), for_values.to(values.dtype)
 
 
-@_backward.register_fake
-def _(
+def _backward_shapes(
     gradient: Tensor,
     queries: Tensor,
     keys: Tensor,
@@ -193,7 +191,20 @@ def _differentiate(ctx: Any, gradients: list[Tensor]) -> tuple[Tensor | None, ..
     return (*slopes, None, None)
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+# Defined by its schema: `custom_op` would import torch's compiler at the first call.
+torch.library.define(
+    "luban::attention", "(Tensor queries, Tensor keys, Tensor values, Tensor? mask, bool causal) -> Tensor[]"
+)
+torch.library.define(
+    "luban::attention_backward",
+    "(Tensor gradient, Tensor queries, Tensor keys, Tensor values, Tensor? mask, bool causal, Tensor[] kept)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+torch.library.impl("luban::attention", "default", _forward)
+torch.library.impl("luban::attention_backward", "default", _backward)
+torch.library.register_fake("luban::attention", _forward_shapes)
+torch.library.register_fake("luban::attention_backward", _backward_shapes)
+torch.library.register_autograd("luban::attention", _differentiate, setup_context=_save)
 
 
 @register_flop_formula(torch.ops.luban.attention)

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luban.training.update_rules import UpdateRule
+
 Coefficients = Sequence[tuple[float, float, float]]
 
 JORDAN: Coefficients = ((3.4445, -4.7750, 2.0315),) * 5
@@ -51,6 +53,8 @@ _GRAM_PAYS = 1.5
 _TINY = 1e-30
 _LEAST_BOUND = 1e-6
 _SLACK = 1.02
+_RMS, _USUAL = 0.2, 0.02
+"""Root mean square of AdamW's updates at rate one, and of a weight as networks begin with it."""
 
 
 def orthogonalise(matrices: Tensor, coefficients: Coefficients, *, frobenius: bool = False) -> Tensor:
@@ -142,12 +146,18 @@ class _Stack:
     momentum: Tensor
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(UpdateRule):
     """Muon over matrices, and filters as matrices: a filter of a convolution is a row.
 
     The update of a (rows, columns) matrix is scaled by 0.2 sqrt(max(rows, columns)), which gives it the root
     mean square AdamW's updates have, so that one learning rate and one weight decay serve both (Liu et al.).
     Weight decay is decoupled. A parameter without a gradient is left alone, its momentum too.
+
+    With `hold_norms` a step turns each matrix and leaves its Frobenius norm as it was: the update's norm is 10 *
+    learning_rate of the matrix's own, which is what the size above means for weights of root mean square 0.02, and
+    weight decay has nothing to do. For layers followed by a norm, to whose output the length of their weights
+    means nothing but how large a step is beside them: the angle of a step is then what the schedule says, which
+    weight decay reaches only after hundreds of steps (Jordan's airbench94_muon does the same).
 
     Arguments:
         parameters: matrices, or groups of them as torch's optimizers take, with `lr` and `weight_decay` of their own.
@@ -156,11 +166,14 @@ class Muon(torch.optim.Optimizer):
         momentum, nesterov: an exponential mean of gradients, and whether the gradient is mixed in once more.
         weight_decay: share of the weight removed per unit of learning rate.
         coefficients, frobenius: as `orthogonalise` takes them.
+        hold_norms: turn each matrix without changing its norm.
         dtype: of the matrix products.
 
     Raises:
-        ValueError: for a parameter of fewer than two dimensions.
+        ValueError: for a parameter of fewer than two dimensions, and for one of zeros whose norm is to be held.
     """
+
+    states = ("momentum_buffer",)
 
     def __init__(
         self,
@@ -172,10 +185,11 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         coefficients: Coefficients = DEFAULT,
         frobenius: bool = False,
+        hold_norms: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(parameters, {"lr": learning_rate, "weight_decay": weight_decay})
-        self._mix, self._nesterov = momentum, nesterov
+        self._mix, self._nesterov, self._hold = momentum, nesterov, hold_norms
         self._coefficients, self._frobenius, self._dtype = tuple(coefficients), frobenius, dtype
         self._stacks = [self._stack(alike) for alike in self._by_shape().values()]
 
@@ -187,6 +201,8 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(
                         f"Muon takes matrices; received a parameter of shape {tuple(parameter.shape)}"
                     )
+                if self._hold and not parameter.any():
+                    raise ValueError("a matrix of zeros has no norm to hold")
                 kind = (parameter.flatten(1).shape, parameter.dtype, parameter.device)
                 alike.setdefault(kind, []).append((parameter, group))
         return alike
@@ -195,11 +211,15 @@ class Muon(torch.optim.Optimizer):
         parameters, groups = [parameter for parameter, _ in alike], [group for _, group in alike]
         momentum = torch.zeros_like(parameters[0].flatten(1)).expand(len(parameters), -1, -1).clone()
         for parameter, own in zip(parameters, momentum.unbind(), strict=True):
-            self.state[parameter]["momentum_buffer"] = own.view(parameter.shape)
+            self.state[parameter] = {"momentum_buffer": own.view(parameter.shape)}
         return _Stack(parameters, groups, momentum)
 
+    def place(self, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
+        """Take over a parameter's momentum, into the stack it lives in."""
+        self.state[parameter]["momentum_buffer"].copy_(values["momentum_buffer"])
+
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Apply one update from the gradients that are there."""
         for stack in self._stacks:
             self._step_stack(stack)
@@ -219,12 +239,23 @@ class Muon(torch.optim.Optimizer):
         if self._dtype == torch.bfloat16:
             source = source.to(self._dtype)
         direction = orthogonalise(source, self._coefficients, frobenius=self._frobenius)
-        size = 0.2 * math.sqrt(max(direction.shape[1:]))
+        size = _RMS * math.sqrt(max(direction.shape[1:]))
         for group in self.param_groups:
             alike = [n for n, i in enumerate(present) if stack.groups[i] is group]
             if not alike:
                 continue
             rate, moved = group["lr"], [parameters[n].data for n in alike]
-            torch._foreach_mul_(moved, 1 - rate * group["weight_decay"])
             own = [direction[n].view(parameters[n].shape) for n in alike]
+            if self._hold:
+                _turn(moved, own, rate * _RMS / _USUAL)
+                continue
+            torch._foreach_mul_(moved, 1 - rate * group["weight_decay"])
             torch._foreach_add_(moved, own, alpha=-rate * size)
+
+
+def _turn(matrices: Sequence[Tensor], directions: Sequence[Tensor], share: float) -> None:
+    """Move each matrix against its direction by a share of its own norm, and give it that norm again."""
+    for matrix, direction in zip(matrices, directions, strict=True):
+        norm = matrix.norm()
+        matrix.sub_(direction * (share * norm / direction.float().norm().clamp_min_(_TINY)))
+        matrix.mul_(norm / matrix.norm().clamp_min_(_TINY))

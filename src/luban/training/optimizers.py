@@ -1,4 +1,4 @@
-"""One interface for all optimizers: torch's own classes, and Muon.
+"""One interface for all optimizers: torch's own, and Muon.
 
 Weight decay falls on matrices (two dimensions or more) only: a norm's gain or a bias that is pulled to zero
 changes what the layer computes, not how large its weights are. With AdamW and Muon it is decoupled from the
@@ -13,33 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luban.errors import CheckpointError
+from luban.errors import CheckpointError, RecipeError
 from luban.models.head import Head
 from luban.recipe import TrainRecipe, settled
 from luban.training.muon import Muon
 from luban.training.parameters import Group, Named, grouped
+from luban.training.update_rules import SGD, Adam, AdamW, RMSprop, UpdateRule
 
 _HIDDEN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.RNNBase)
 _NOT_HIDDEN = (Head, nn.Embedding)
-_STATES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
-    torch.optim.SGD: ("momentum_buffer",),
-    torch.optim.RMSprop: ("step", "square_avg"),
-    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
-    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
-    Muon: ("momentum_buffer",),
-}
 
 
 class Optimizer:
-    """One or two torch optimizers that together update all parameters of a model.
+    """One or two rules that together update all parameters of a model.
 
     Arguments:
         kind: the optimizer's name in the recipe; a state is loaded only by the kind that gave it.
-        parts: the optimizers; no parameter is in two of them.
+        parts: the rules; no parameter is in two of them.
         named: every parameter with its name, which is its name in `state` too.
     """
 
-    def __init__(self, kind: str, parts: Iterable[torch.optim.Optimizer], named: Named) -> None:
+    def __init__(self, kind: str, parts: Iterable[UpdateRule], named: Named) -> None:
         self.kind, self.rate = kind, 1.0
         self._parts = list(parts)
         self._names = {parameter: name for name, parameter in named}
@@ -52,8 +46,11 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, or set them to zero."""
-        for part in self._parts:
-            part.zero_grad(set_to_none=set_to_none)
+        for parameter in self._names:
+            if set_to_none or parameter.grad is None:
+                parameter.grad = None
+            else:
+                parameter.grad.zero_()
 
     def set_rate(self, multiplier: float) -> None:
         """Set every learning rate to `multiplier` times what the recipe says."""
@@ -83,8 +80,8 @@ class Optimizer:
         return sum(
             4 if key == "step" else parameter.numel() * parameter.element_size()
             for part in self._parts
-            for parameter in _parameters(part)
-            for key in _STATES[type(part)]
+            for parameter in part.parameters
+            for key in part.states
         )
 
     def load_state(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
@@ -109,17 +106,17 @@ class Optimizer:
         found = [
             (part, parameter, _take(left, self._names[parameter], parameter, part))
             for part in self._parts
-            for parameter in _parameters(part)
+            for parameter in part.parameters
         ]
         if left:
             raise CheckpointError("the optimizer's state is of another model", received=min(left))
         for part, parameter, values in found:
-            _place(part, parameter, values)
+            part.place(parameter, values)
         self.set_rate(float(rate))
 
     def _held(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         for part in self._parts:
-            for parameter in _parameters(part):
+            for parameter in part.parameters:
                 yield self._names[parameter], part.state.get(parameter, {})
 
 
@@ -138,7 +135,7 @@ def build_optimizer(model: nn.Module, recipe: TrainRecipe, dtype: torch.dtype = 
     and their own weight decay, with every optimizer.
 
     Raises:
-        RecipeError: when a group of the recipe has no parameters.
+        RecipeError: when a group of the recipe has no parameters, or a norm is to be held of a matrix of zeros.
         InputError: when no parameter is to be trained.
 
     Example:
@@ -154,13 +151,13 @@ def build_optimizer(model: nn.Module, recipe: TrainRecipe, dtype: torch.dtype = 
     groups = grouped(named_parameters, recipe.groups, recipe.weight_decay)
     named = [pair for group in groups for pair in group.named]
     if recipe.optimizer != "muon":
-        return Optimizer(recipe.optimizer, [_torch_optimizer(recipe.optimizer, groups, recipe)], named)
-    parts: list[torch.optim.Optimizer] = []
+        return Optimizer(recipe.optimizer, [_rule(recipe.optimizer, groups, recipe)], named)
+    parts: list[UpdateRule] = []
     hidden = hidden_matrices(model)
     if those := _those(groups, lambda parameter: parameter in hidden):
         parts.append(_muon(those, recipe, dtype))
     if rest := _those(groups, lambda parameter: parameter not in hidden):
-        parts.append(_torch_optimizer("adamw", rest, recipe))
+        parts.append(_rule("adamw", rest, recipe))
     return Optimizer("muon", parts, named)
 
 
@@ -191,6 +188,13 @@ def _those(groups: Sequence[Group], wanted: Callable[[nn.Parameter], bool]) -> l
 
 def _muon(groups: Sequence[Group], recipe: TrainRecipe, dtype: torch.dtype) -> Muon:
     rate = settled(recipe.learning_rate, "train.learning_rate")
+    zeros = [name for group in groups for name, parameter in group.named if not parameter.any()]
+    if recipe.hold_norms and zeros:
+        raise RecipeError(
+            "train.hold_norms: a matrix of zeros would stay as it is",
+            received=zeros[0],
+            fix="set train.hold_norms to false",
+        )
     return Muon(
         [
             {"params": [p for _, p in g.named], "lr": rate * g.rate, "weight_decay": g.weight_decay}
@@ -199,27 +203,28 @@ def _muon(groups: Sequence[Group], recipe: TrainRecipe, dtype: torch.dtype) -> M
         rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
+        hold_norms=recipe.hold_norms,
         dtype=dtype,
     )
 
 
-def _torch_optimizer(kind: str, groups: Sequence[Group], recipe: TrainRecipe) -> torch.optim.Optimizer:
-    """Return torch's optimizer of that kind, fused where torch has a fused one."""
+def _rule(kind: str, groups: Sequence[Group], recipe: TrainRecipe) -> UpdateRule:
+    """Return the rule of that kind."""
     rate = settled(recipe.learning_rate, "train.learning_rate")
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups for _, p in group.named)
     options = [part for group in groups for part in _matrices_and_vectors(group, rate)]
-    if kind == "sgd":
-        nesterov = recipe.nesterov and recipe.momentum > 0
-        return torch.optim.SGD(options, rate, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
-    if kind == "rmsprop":
-        return torch.optim.RMSprop(options, rate, alpha=recipe.betas[1])
-    if kind == "adam":
-        return torch.optim.Adam(options, rate, betas=recipe.betas, fused=fused)
-    return torch.optim.AdamW(options, rate, betas=recipe.betas, fused=fused)
+    match kind:
+        case "sgd":
+            return SGD(options, rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
+        case "rmsprop":
+            return RMSprop(options, rate, alpha=recipe.betas[1])
+        case "adam":
+            return Adam(options, rate, betas=recipe.betas)
+        case _:
+            return AdamW(options, rate, betas=recipe.betas)
 
 
 def _matrices_and_vectors(group: Group, rate: float) -> list[dict[str, Any]]:
-    """Return a group as torch takes it: its matrices with weight decay, its vectors without."""
+    """Return a group as the rules take it: its matrices with weight decay, its vectors without."""
     matrices = [parameter for _, parameter in group.named if parameter.ndim >= 2]
     vectors = [parameter for _, parameter in group.named if parameter.ndim < 2]
     pairs = ((matrices, group.weight_decay), (vectors, 0.0))
@@ -230,15 +235,9 @@ def _matrices_and_vectors(group: Group, rate: float) -> list[dict[str, Any]]:
     ]
 
 
-def _parameters(part: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in part.param_groups for parameter in group["params"]]
-
-
-def _take(
-    left: dict[str, Tensor], name: str, parameter: nn.Parameter, part: torch.optim.Optimizer
-) -> dict[str, Tensor]:
+def _take(left: dict[str, Tensor], name: str, parameter: nn.Parameter, part: UpdateRule) -> dict[str, Tensor]:
     """Remove one parameter's state from `left` and return it, checked; empty where it was never stepped."""
-    keys = _STATES[type(part)]
+    keys = part.states
     values = {key: left.pop(f"{name}.{key}") for key in keys if f"{name}.{key}" in left}
     if values.keys() != set(keys) and (values or isinstance(part, Muon)):
         missing = next(key for key in keys if key not in values)
@@ -252,16 +251,3 @@ def _take(
                 received=f"{tuple(value.shape)} {value.dtype}",
             )
     return values
-
-
-def _place(part: torch.optim.Optimizer, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-    if isinstance(part, Muon):
-        part.state[parameter]["momentum_buffer"].copy_(values["momentum_buffer"])
-        return
-    part.state.pop(parameter, None)
-    if values:
-        counter_device = parameter.device if part.defaults.get("fused") else torch.device("cpu")
-        part.state[parameter] = {
-            key: value.to(counter_device if key == "step" else parameter.device, copy=True)
-            for key, value in values.items()
-        }
