@@ -12,15 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luban.data.row_files import Layout
-from luban.data.row_sets import (
-    BadValue,
-    Fitted,
-    PreparedRows,
-    Row,
-    prepare_rows,
-    read_tokenizers,
-    row_fingerprint,
-)
+from luban.data.row_preparation import prepare_rows, row_fingerprint
+from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row, read_tokenizers
 from luban.durable import write_json
 from luban.errors import CheckpointError, DataError, InputError, LubanError, RecipeError, Stopped
 from luban.row_recipe import RowData
