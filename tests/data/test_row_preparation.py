@@ -223,8 +223,10 @@ def test_adding_rows_moves_none(
         data = RowData(train=str(folder / "rows.jsonl"), seed=seed, folds=folds, validation_fraction=0.3)
         found.append(sides(prepare_rows(Texts(), data, {}, folder / "data")))
     before, after = found
-    if "validation" in before.values() and "test" in before.values():
-        assert {text: after[text] for text in before} == before
+    alone = Counter(before.values())
+    moved = [text for text in before if after[text] != before[text]]
+    # A side that no row drew was given one, which is alone there: it goes back once another row draws that side.
+    assert all(alone[before[text]] == 1 for text in moved)
 
 
 def test_the_shares_are_those_asked_for_and_another_seed_takes_others(
