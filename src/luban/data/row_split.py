@@ -92,15 +92,15 @@ class RowSplit:
         return folds
 
     def _force(self, sides: list[int], side: int) -> None:
-        """Give an empty side, from the one that has most, the row of the smallest draw, with its equals."""
+        """Give an empty side, from the largest that can spare one, the row of the smallest draw, with its equals."""
         # Rows of files of their own stay, and so do those that a fold tests on: no other fold does.
         free = [
             n
             for n, given in enumerate(self._given)
             if given == 0 and (self._data.folds is None or sides[n] != 2)
         ]
-        source = max(SIDES, key=[sides[n] for n in free].count)
-        pool = [n for n in free if sides[n] == source]
+        pools = [[n for n in free if sides[n] == one] for one in SIDES]
+        pool = max(pools, key=lambda rows: (len({self._digests[n] for n in rows}) > 1, len(rows)))
         different = {self._digests[n] for n in pool}
         if len(different) < 2:
             raise DataError(
