@@ -69,11 +69,13 @@ class Translation(RowTask):
 
     def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Find both sides."""
-        data, pair = self.settings.data, len(columns) == 2
-        source = column_of(columns, data.source, (*_SOURCE, *columns[:1]) if pair else _SOURCE, "data.source")
+        data, known = self.settings.data, list(_SOURCE)
+        if len(columns) == 2:  # the first, unless it has the name of a target
+            known.append(min(columns, key=lambda name: name.lower() in _TARGET).lower())
+        given = columns if data.source is not None else [name for name in columns if name != data.target]
+        source = column_of(given, data.source, known, "data.source")
         rest = [name for name in columns if name != source]
-        target = column_of(rest, data.target, (*_TARGET, *rest[:1]) if pair else _TARGET, "data.target")
-        return {"source": source, "target": target}
+        return {"source": source, "target": column_of(rest, data.target, _TARGET, "data.target")}
 
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
         """Return both texts, or the source alone of a row to be answered."""

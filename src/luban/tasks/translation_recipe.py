@@ -14,9 +14,9 @@ class PairRows(RowData):
     """Pairs of texts."""
 
     source: str | None = None
-    """The column of what is read; null finds `source` by its name, or takes the first of two."""
+    """The column of what is read; null finds `source` by its name, or takes the first of two that is no target."""
     target: str | None = None
-    """The column of what is written; null finds `target` by its name, or takes the second of two."""
+    """The column of what is written; null finds `target` by its name, or takes the other of two."""
     columns: list[str] | None = None
     """Names of the columns of a file that has no header."""
     tokenizer: str = "bpe"
@@ -31,7 +31,8 @@ class PairRows(RowData):
     length: Annotated[int, Field(ge=4)] = 128
     """Most tokens of a side; a longer pair is a bad row in training."""
     batch_tokens: Positive = 4_096
-    """Target tokens of a step, padding included; pairs of like length share a batch. Instead of `train.batch`."""
+    """Most tokens of a step on each side, padding included; pairs of like length share a batch. Instead of
+    `train.batch`."""
 
 
 class Seq2SeqNetwork(Section):
