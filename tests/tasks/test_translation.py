@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from luban.data.row_sets import PreparedRows
-from luban.errors import InputError
+from luban.errors import DataError, InputError
 from luban.tasks.row_learner import RowLearner
 from luban.tasks.translation import Translated, Translation
 from luban.verbs.evaluate import evaluate
@@ -67,6 +67,34 @@ def prepare(tmp_path: Path) -> Prepare:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     return train(recipe(write(folder / "rows.jsonl", pairs(80))), out=folder / "run").folder
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "found"),
+    [
+        (["de", "en"], {}, ("de", "en")),
+        (["German", "English"], {}, ("German", "English")),
+        (["target", "source"], {}, ("source", "target")),
+        (["Answer", "prompt"], {}, ("prompt", "Answer")),
+        (["output", "answer"], {}, ("output", "answer")),
+        (["de", "en"], {"target": "de"}, ("en", "de")),
+        (["de", "en"], {"source": "en"}, ("en", "de")),
+        (["source", "de"], {"target": "source"}, ("de", "source")),
+        (["id", "question", "answer"], {}, ("question", "answer")),
+        (["id", "source", "question"], {"target": "source"}, ("question", "source")),
+    ],
+)
+def test_a_side_is_found_by_its_name_or_is_what_the_other_leaves_of_two_columns(
+    columns: list[str], asked: dict[str, str], found: tuple[str, str]
+) -> None:
+    roles = Translation(validated("x", data=asked)).roles(columns)
+    assert (roles["source"], roles["target"]) == found
+
+
+def test_which_of_three_columns_is_a_side_is_not_guessed() -> None:
+    for asked in ({}, {"target": "en"}):
+        with pytest.raises(DataError, match=r"it cannot be told which column data\.source is"):
+            Translation(validated("x", data=asked)).roles(["id", "de", "en"])
 
 
 def test_bad_pairs_are_counted_by_kind(prepare: Prepare) -> None:

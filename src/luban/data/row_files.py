@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Literal
 
 from luban.data.bad_rows import BadRows
@@ -33,6 +34,7 @@ Layout = Literal["table", "pictures", "texts", "tagged", "pairs"]
 
 _LISTED_ROW_BYTES = 100_000_000
 _NOT_READ = ("left out", "passed over")
+_LOOKED_AT = 16
 
 _READERS: dict[Kind, Callable[[FileRows, Part, Sequence[str] | None], Iterator[dict[str, Any]]]] = {
     "table": lambda reader, _, columns: table_values(reader, columns),
@@ -111,6 +113,12 @@ def read_raw_rows(
             reader.bad("corrupt_file", str(error), line=reader.line + 1)
         if not reader.met_any:
             reader.bad("empty_file", "the file has no rows", line=1)
+
+
+def with_columns(rows: Iterator[RawRow]) -> tuple[list[str], Iterator[RawRow]]:
+    """Return the columns that the first rows have, and all rows: a row of JSON may lack some that others have."""
+    first = list(islice(rows, _LOOKED_AT))
+    return list(dict.fromkeys(name for raw in first for name in raw.values)), chain(first, rows)
 
 
 def source_files_of(source: str | Sequence[str], layout: Layout) -> list[SourceFile]:

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from luban.data.bad_rows import BadKind, BadRows, Place
-from luban.data.row_files import Layout, read_raw_rows
-from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row, with_columns
+from luban.data.row_files import Layout, read_raw_rows, with_columns
+from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row
 from luban.data.row_sources import suffix_of
 from luban.data.row_store import RowSet, RowWriter
 from luban.data.rows import FileRows

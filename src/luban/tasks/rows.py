@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from luban.data.fingerprint import Fingerprint
 from luban.data.row_files import Layout
-from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row, prepare_rows, row_fingerprint
+from luban.data.row_preparation import prepare_rows, row_fingerprint
+from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row
 from luban.data.row_store import RowSet
 from luban.errors import InputError
 from luban.row_recipe import RowRecipe
@@ -355,7 +356,7 @@ class RowTask:
     def prepare(
         cls, recipe: Any, folder: Path, *, stop: Callable[[], None], progress: Callable[[str, float], None]
     ) -> PreparedRows:
-        """Read, split and encode the rows; see luban.data.row_sets."""
+        """Read, split and encode the rows; see luban.data.row_preparation."""
         task = cls(recipe)
         return prepare_rows(task, recipe.data, {"task": cls.name}, folder, stop=stop, progress=progress)
 

@@ -6,12 +6,11 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 
 from luban.data.row_sets import BadValue, Fitted, Row
@@ -24,12 +23,12 @@ from luban.metrics.translations import Translations
 from luban.models.beam import beam_search, greedy_search
 from luban.models.loss import cross_entropy_sum
 from luban.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from luban.models.seq2seq_rereading import RereadingSeq2Seq
 from luban.models.seq2seq_rnn import RecurrentSeq2Seq, RecurrentSeq2SeqConfig
-from luban.recipe import Positive, Section
-from luban.row_recipe import RowData, RowEvaluation, RowRecipe
 from luban.tasks.attended import attention_part
 from luban.tasks.columns import column_of
 from luban.tasks.rows import Array, RowTask, Scores, Signature, Tensors
+from luban.tasks.translation_recipe import TranslationRecipe
 
 _SOURCE = ("source", "src", "input", "question", "from")
 _TARGET = ("target", "tgt", "trg", "output", "answer", "to", "translation")
@@ -44,87 +43,6 @@ class Translated(NamedTuple):
     text: str
     score: float
     ids: Sequence[int]
-
-
-class PairRows(RowData):
-    """Pairs of texts."""
-
-    source: str | None = None
-    """The column of what is read; null finds `source` by its name, or takes the first of two."""
-    target: str | None = None
-    """The column of what is written; null finds `target` by its name, or takes the second of two."""
-    columns: list[str] | None = None
-    """Names of the columns of a file that has no header."""
-    tokenizer: str = "bpe"
-    """`bpe`, `word` or `char`, trained on both sides of the training rows; or a folder with a tokenizer.json. Words are
-    lower-cased, one that comes once is unknown, and what is written is words with spaces."""
-    shared: bool = True
-    """One vocabulary for both sides; false makes one for each."""
-    vocab_size: Annotated[int, Field(ge=3)] = 8_000
-    """Most tokens of a vocabulary."""
-    lowercase: bool = False
-    """Make both sides small letters first, as many published figures do."""
-    length: Annotated[int, Field(ge=4)] = 128
-    """Most tokens of a side; a longer pair is a bad row in training."""
-    batch_tokens: Positive = 4_096
-    """Target tokens of a step, padding included; pairs of like length share a batch. Instead of `train.batch`."""
-
-
-class Seq2SeqNetwork(Section):
-    """The network."""
-
-    network: Literal["transformer", "lstm", "gru"] = "transformer"
-    """`transformer` (Vaswani et al. 2017), or `lstm` or `gru` with attention (Luong et al. 2015)."""
-    start: str | None = None
-    """A run or a model folder to take weights from, wherever names and shapes are the same."""
-    layers: Positive = 3
-    """Layers of encoder and decoder each."""
-    width: Positive = 256
-    """Dimensions of the hidden state."""
-    heads: Positive = 4
-    """Attention heads of `transformer`."""
-    mlp_width: Positive | None = None
-    """Width inside the MLP of `transformer`; null means four times `width`."""
-    norm: Literal["pre", "post"] = "pre"
-    """Where `transformer` normalises."""
-    tied: bool = True
-    """The output embedding is the input embedding of the target; with a shared vocabulary the source's too."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of embeddings and of what each layer adds that is zeroed while training."""
-
-
-class Seq2SeqObjective(Section):
-    """What the loss is."""
-
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of the target spread evenly over the vocabulary (Szegedy et al. 2016)."""
-
-
-class TranslationEvaluation(RowEvaluation):
-    """How answers are searched for and measured."""
-
-    beam: Positive = 4
-    """Hypotheses kept while an answer is written; 1 is greedy. During training it is always greedy."""
-    length_penalty: Annotated[float, Field(ge=0.0)] = 0.6
-    """Alpha of the length penalty (Wu et al. 2016)."""
-    tokenize: Literal["auto", "13a", "zh", "char", "none"] = "auto"
-    """How BLEU tokenises; `auto` takes `zh` where the targets are Chinese, `none` where they are tokenised already
-    (words), else `13a`."""
-
-
-class TranslationRecipe(RowRecipe):
-    """The recipe of translation."""
-
-    task: Literal["translation"] = "translation"
-    """What is learned."""
-    data: PairRows
-    """Where the pairs come from."""
-    model: Seq2SeqNetwork = Seq2SeqNetwork()
-    """The network."""
-    objective: Seq2SeqObjective = Seq2SeqObjective()
-    """What the loss is."""
-    evaluate: TranslationEvaluation = TranslationEvaluation()
-    """What is measured."""
 
 
 class Translation(RowTask):
@@ -151,11 +69,13 @@ class Translation(RowTask):
 
     def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Find both sides."""
-        data, pair = self.settings.data, len(columns) == 2
-        source = column_of(columns, data.source, (*_SOURCE, *columns[:1]) if pair else _SOURCE, "data.source")
+        data, known = self.settings.data, list(_SOURCE)
+        if len(columns) == 2:  # the first, unless it has the name of a target
+            known.append(min(columns, key=lambda name: name.lower() in _TARGET).lower())
+        given = columns if data.source is not None else [name for name in columns if name != data.target]
+        source = column_of(given, data.source, known, "data.source")
         rest = [name for name in columns if name != source]
-        target = column_of(rest, data.target, (*_TARGET, *rest[:1]) if pair else _TARGET, "data.target")
-        return {"source": source, "target": target}
+        return {"source": source, "target": column_of(rest, data.target, _TARGET, "data.target")}
 
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
         """Return both texts, or the source alone of a row to be answered."""
@@ -314,7 +234,7 @@ class Translation(RowTask):
         """Return the text written for each row, and its score."""
         most, end = self.settings.data.length, self._target.end_id
         given = tensors["source"].long(), tensors["source_mask"]
-        writer: Any = model if hasattr(model, "step") else _Rereading(model)
+        writer: Any = model if hasattr(model, "step") else RereadingSeq2Seq(model)
         # A translation is rarely twice as long as its source; an untrained model must not write on for ever.
         longest = min(most, 2 * given[0].shape[1] + 10)
         if self._beam == 1:
@@ -480,28 +400,3 @@ class Translation(RowTask):
             "objective": {"label_smoothing": 0.0},
             "evaluate": {"beam": 2},
         }
-
-
-class _Rereading:
-    """An exported graph as a writer: it has no cache, so each step reads all that was written."""
-
-    def __init__(self, graph: nn.Module) -> None:
-        self._graph = graph
-
-    def start(self, source_ids: Tensor, source_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Begin with nothing written."""
-        return source_ids, source_mask, source_ids.new_zeros(len(source_ids), 0)
-
-    def step(self, state: tuple[Tensor, Tensor, Tensor], last_ids: Tensor) -> tuple[Tensor, Any]:
-        """Return log-probabilities of the next token."""
-        source_ids, source_mask, written = state
-        written = torch.cat((written, last_ids[:, None]), dim=1)
-        # The graph takes two target tokens at least: what is behind the last one is not looked at.
-        read = torch.cat((written, torch.zeros_like(written[:, :1])), dim=1)
-        logits = self._graph(source_ids, source_mask, read)[:, written.shape[1] - 1]
-        return logits.log_softmax(-1), (source_ids, source_mask, written)
-
-    def reorder(self, state: tuple[Tensor, Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Continue with these rows."""
-        source_ids, source_mask, written = state
-        return source_ids[rows], source_mask[rows], written[rows]

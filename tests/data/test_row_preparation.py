@@ -12,15 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luban.data.row_files import Layout
-from luban.data.row_sets import (
-    BadValue,
-    Fitted,
-    PreparedRows,
-    Row,
-    prepare_rows,
-    read_tokenizers,
-    row_fingerprint,
-)
+from luban.data.row_preparation import prepare_rows, row_fingerprint
+from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row, read_tokenizers
 from luban.durable import write_json
 from luban.errors import CheckpointError, DataError, InputError, LubanError, RecipeError, Stopped
 from luban.row_recipe import RowData
@@ -230,8 +223,10 @@ def test_adding_rows_moves_none(
         data = RowData(train=str(folder / "rows.jsonl"), seed=seed, folds=folds, validation_fraction=0.3)
         found.append(sides(prepare_rows(Texts(), data, {}, folder / "data")))
     before, after = found
-    if "validation" in before.values() and "test" in before.values():
-        assert {text: after[text] for text in before} == before
+    alone = Counter(before.values())
+    moved = [text for text in before if after[text] != before[text]]
+    # A side that no row drew was given one, which is alone there: it goes back once another row draws that side.
+    assert all(alone[before[text]] == 1 for text in moved)
 
 
 def test_the_shares_are_those_asked_for_and_another_seed_takes_others(

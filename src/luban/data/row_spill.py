@@ -1,0 +1,80 @@
+"""Rows between the passes of their preparation, on the disk: in once, out in order as often as needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from luban.data.bad_rows import Place
+from luban.data.row_sets import Row
+from luban.durable import FileSystem, storage_errors
+
+_LINES, _BLOBS = "rows.spill", "blobs.spill"
+
+
+class RowSpill:
+    """A line of JSON for each row, bytes and pictures in a file beside; both are removed before the folder is sealed.
+
+    Arguments:
+        folder: where the two files come to lie; they must not exist yet.
+        fs: the file operations.
+    """
+
+    def __init__(self, folder: Path, fs: FileSystem) -> None:
+        self._paths = (folder / _LINES, folder / _BLOBS)
+        self._fs = fs
+        with storage_errors(folder):
+            self._lines, self._blobs = (fs.open_write(path) for path in self._paths)
+        self._blob_bytes = 0
+
+    def add(self, row: Row, place: Place) -> bytes:
+        """Append a row; return a digest of its bytes and pictures."""
+        hashed, kept = hashlib.blake2b(digest_size=16), {}
+        for name, value in row.items():
+            if isinstance(value, bytes | np.ndarray):
+                blob = value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
+                shape = None if isinstance(value, bytes) else list(value.shape)
+                kept[name] = {"at": self._blob_bytes, "size": len(blob), "shape": shape}
+                with storage_errors(self._paths[1], needed=len(blob)):
+                    self._fs.write(self._blobs, blob)
+                self._blob_bytes += len(blob)
+                hashed.update(name.encode() + blob)
+            else:
+                kept[name] = value
+        line = json.dumps({"row": kept, "place": list(place)}, ensure_ascii=False).encode("utf-8") + b"\n"
+        with storage_errors(self._paths[0], needed=len(line)):
+            self._fs.write(self._lines, line)
+        return hashed.digest()
+
+    def close(self) -> None:
+        """End writing."""
+        with storage_errors(self._paths[0]):
+            self._lines.close()
+            self._blobs.close()
+
+    def rows(self) -> Iterator[tuple[Row, Place]]:
+        """Yield each row with its place, anew at each call."""
+        with self._paths[0].open("rb") as lines, self._paths[1].open("rb") as blobs:
+            for line in lines:
+                written = json.loads(line)
+                row = {name: self._value(value, blobs) for name, value in written["row"].items()}
+                yield row, Place(*written["place"])
+
+    @staticmethod
+    def _value(value: Any, blobs: BinaryIO) -> Any:
+        if not isinstance(value, dict):  # no value of a checked row is an object
+            return value
+        blobs.seek(value["at"])
+        blob = blobs.read(value["size"])
+        return blob if value["shape"] is None else np.frombuffer(blob, np.uint8).reshape(value["shape"])
+
+    def remove(self) -> None:
+        """Delete the files."""
+        with storage_errors(self._paths[0]):
+            for path in self._paths:
+                self._fs.remove(path)
