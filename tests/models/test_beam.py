@@ -121,14 +121,24 @@ def test_greedy_takes_the_likeliest_token_each_time() -> None:
         assert found.ended == (text[-1] == END)
 
 
-@given(st.integers(0, 10_000), st.integers(2, 4), st.integers(1, 2))
-def test_a_source_is_answered_as_if_alone(seed: int, beam: int, keep: int) -> None:
+@given(
+    st.integers(0, 10_000),
+    st.integers(2, 4),
+    st.integers(1, 2),
+    st.lists(st.integers(1, LONGEST), min_size=3, max_size=3),
+)
+def test_a_source_is_answered_as_if_alone(seed: int, beam: int, keep: int, limits: list[int]) -> None:
     table, (ids, mask) = Table(seed), sources(3)
-    together = beam_search(table, ids, mask, **HOW, beam=beam, keep=keep)
-    for row in range(3):
-        (alone,) = beam_search(table, ids[row : row + 1], mask[row : row + 1], **HOW, beam=beam, keep=keep)
+    frame = {"start_id": START, "end_id": END}
+    together = beam_search(table, ids, mask, **frame, max_length=limits, beam=beam, keep=keep)
+    straight = greedy_search(table, ids, mask, **frame, max_length=limits)
+    for row, limit in enumerate(limits):
+        one = (ids[row : row + 1], mask[row : row + 1])
+        (alone,) = beam_search(table, *one, **frame, max_length=limit, beam=beam, keep=keep)
         for text, expected in zip(together[row], alone, strict=True):
             assert_same(text, expected)
+        (alone_straight,) = greedy_search(table, *one, **frame, max_length=limit)
+        assert_same(straight[row], alone_straight)
 
 
 def test_it_stops_when_nothing_open_can_win() -> None:
@@ -174,7 +184,9 @@ def test_log_probs_are_those_of_the_network(recurrent: bool) -> None:
             assert math.isclose(log_prob.item(), text.log_prob, abs_tol=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"beam": 0}, {"keep": 3, "beam": 2}, {"alpha": -1.0}, {"max_length": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"beam": 0}, {"keep": 3, "beam": 2}, {"alpha": -1.0}, {"max_length": 0}, {"max_length": [0]}]
+)
 def test_wrong_settings(wrong: dict) -> None:
     with pytest.raises(InputError):
         beam_search(Table(0), *sources(1), **(HOW | wrong))

@@ -8,7 +8,7 @@ so the open ones become fewer. With one place this is the greedy search.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -70,7 +70,7 @@ def greedy_search(
     *,
     start_id: int,
     end_id: int,
-    max_length: int,
+    max_length: int | Sequence[int],
     alpha: float = 0.0,
     stop: Callable[[], None] = lambda: None,
 ) -> list[Written]:
@@ -80,20 +80,22 @@ def greedy_search(
         writer: a network with dropout off.
         source_ids, source_mask: (batch, source).
         start_id, end_id: the tokens before a text and behind it.
-        max_length: tokens of a text at most, the end included.
+        max_length: tokens of a text at most, the end included; of each source, or one number for all.
         alpha: of the length penalty, which changes the score alone.
         stop: called before each step; what it raises ends the search.
 
     Raises:
         InputError: for a `max_length` below 1 or a negative `alpha`.
     """
-    _check(1, 1, max_length, alpha)
+    limits = _limits(max_length, len(source_ids))
+    _check(1, 1, limits, alpha)
+    most = torch.tensor(limits, device=source_ids.device)
     rows = torch.arange(source_ids.shape[0], device=source_ids.device)  # (open,), each open text's source
-    ids = torch.full((len(rows), max_length), end_id, device=source_ids.device)
+    ids = torch.full((len(rows), max(limits, default=0)), end_id, device=source_ids.device)
     totals = torch.zeros(len(rows), dtype=torch.float64, device=source_ids.device)
     ended = torch.zeros(len(rows), dtype=torch.bool, device=source_ids.device)
     state, last = writer.start(source_ids, source_mask), torch.full_like(rows, start_id)
-    for place in range(max_length):
+    for place in range(ids.shape[1]):
         if not len(rows):
             break
         stop()
@@ -102,13 +104,14 @@ def greedy_search(
         totals[rows] += best.double()
         ids[rows, place] = last
         ended[rows] = last == end_id
-        if bool((last == end_id).any()):
-            going = (last != end_id).nonzero().squeeze(1)
+        done = (last == end_id) | (most[rows] == place + 1)
+        if bool(done.any()):
+            going = done.logical_not().nonzero().squeeze(1)
             state, rows, last = writer.reorder(state, going), rows[going], last[going]
-    answers = zip(ids.tolist(), totals.tolist(), ended.tolist(), strict=True)
+    answers = zip(ids.tolist(), limits, totals.tolist(), ended.tolist(), strict=True)
     return [
-        _written(text[: text.index(end_id)] if done else text, total, done, alpha)
-        for text, total, done in answers
+        _written(text[: text.index(end_id)] if whole else text[:limit], total, whole, alpha)
+        for text, limit, total, whole in answers
     ]
 
 
@@ -120,7 +123,7 @@ def beam_search(
     *,
     start_id: int,
     end_id: int,
-    max_length: int,
+    max_length: int | Sequence[int],
     beam: int = 4,
     alpha: float = 0.6,
     keep: int = 1,
@@ -135,7 +138,8 @@ def beam_search(
         writer: a network with dropout off.
         source_ids, source_mask: (batch, source).
         start_id, end_id: the tokens before a text and behind it.
-        max_length: tokens of a text at most, the end included; what is open then is cut there, and competes.
+        max_length: tokens of a text at most, the end included; of each source, or one number for all. What is open
+            then is cut there, and competes.
         beam: places of each source.
         alpha: of the length penalty; 0 compares plain log-probabilities, which favours short texts.
         stop: called before each step; what it raises ends the search.
@@ -143,14 +147,15 @@ def beam_search(
     Raises:
         InputError: for sizes below 1, more texts to keep than places, or a negative `alpha`.
     """
-    _check(beam, keep, max_length, alpha)
-    search = _Search(source_ids.shape[0], beam, keep, max_length, alpha, source_ids.device)
+    limits = _limits(max_length, len(source_ids))
+    _check(beam, keep, limits, alpha)
+    search = _Search(limits, beam, keep, alpha, source_ids.device)
     state = writer.start(source_ids, source_mask)
     state = writer.reorder(
         state, torch.arange(source_ids.shape[0], device=source_ids.device).repeat_interleave(beam)
     )
     last = torch.full((source_ids.shape[0] * beam,), start_id, device=source_ids.device)
-    for _ in range(max_length):
+    for _ in range(max(limits, default=0)):
         stop()
         log_probs, state = writer.step(state, last)
         rows = search.advance(log_probs, end_id)
@@ -168,9 +173,10 @@ class _Search:
     """
 
     def __init__(
-        self, sources: int, beam: int, keep: int, max_length: int, alpha: float, device: torch.device
+        self, limits: Sequence[int], beam: int, keep: int, alpha: float, device: torch.device
     ) -> None:
-        self.beam, self.keep, self.max_length, self.alpha = beam, keep, max_length, alpha
+        self.limits, self.beam, self.keep, self.alpha = limits, beam, keep, alpha
+        sources = len(limits)
         self.sources = list(range(sources))  # which source each row of places is of
         self.ended: list[list[Written]] = [[] for _ in range(sources)]
         self.ids = torch.empty(sources, beam, 0, dtype=torch.int64, device=device)
@@ -200,6 +206,7 @@ class _Search:
         for row, place in ends.nonzero().tolist():
             self._end(row, self.ids[row, place, :-1].tolist(), float(best[row, place]), ended=True)
         self.log_probs = best.masked_fill(ends, -torch.inf)
+        self._cut()
         going = self._going()
         first = torch.tensor(going, dtype=torch.int64, device=best.device)
         self.sources = [self.sources[row] for row in going]
@@ -209,12 +216,21 @@ class _Search:
     def _end(self, row: int, ids: list[int], log_prob: float, *, ended: bool) -> None:
         self.ended[self.sources[row]].append(_written(ids, log_prob, ended, self.alpha))
 
+    def _cut(self) -> None:
+        """End the open beginnings of sources that may write no more."""
+        length = self.ids.shape[2]
+        full = [row for row, source in enumerate(self.sources) if self.limits[source] == length]
+        for row in full:
+            for place in self.log_probs[row].isfinite().nonzero().flatten().tolist():
+                self._end(row, self.ids[row, place].tolist(), float(self.log_probs[row, place]), ended=False)
+        self.log_probs[full] = -torch.inf
+
     def _going(self) -> list[int]:
         """Return the rows of sources whose open beginnings can still win."""
         highest = self.log_probs.amax(1).tolist()
         going = []
         for row, (source, log_prob) in enumerate(zip(self.sources, highest, strict=True)):
-            reachable = log_prob / length_penalty(self.max_length, self.alpha)
+            reachable = log_prob / length_penalty(self.limits[source], self.alpha)
             scores = sorted((text.score for text in self.ended[source]), reverse=True)
             beaten = len(scores) >= self.keep and scores[self.keep - 1] >= reachable
             if math.isfinite(log_prob) and not beaten:
@@ -222,9 +238,7 @@ class _Search:
         return going
 
     def best(self) -> list[list[Written]]:
-        """Return the best texts of each source, those still open cut where they are."""
-        for row, place in self.log_probs.isfinite().nonzero().tolist():
-            self._end(row, self.ids[row, place].tolist(), float(self.log_probs[row, place]), ended=False)
+        """Return the best texts of each source."""
         return [sorted(texts, key=lambda text: text.score, reverse=True)[: self.keep] for texts in self.ended]
 
 
@@ -232,8 +246,12 @@ def _written(ids: list[int], log_prob: float, ended: bool, alpha: float) -> Writ
     return Written(ids, log_prob, log_prob / length_penalty(len(ids) + ended, alpha), ended)
 
 
-def _check(beam: int, keep: int, max_length: int, alpha: float) -> None:
-    for name, value in (("beam", beam), ("keep", keep), ("max_length", max_length)):
+def _limits(max_length: int | Sequence[int], sources: int) -> list[int]:
+    return [max_length] * sources if isinstance(max_length, int) else list(max_length)
+
+
+def _check(beam: int, keep: int, limits: Sequence[int], alpha: float) -> None:
+    for name, value in (("beam", beam), ("keep", keep), ("max_length", min(limits, default=1))):
         if value < 1:
             raise InputError(f"{name} must be at least 1", received=value)
     if keep > beam:

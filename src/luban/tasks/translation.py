@@ -236,7 +236,7 @@ class Translation(RowTask):
         given = tensors["source"].long(), tensors["source_mask"]
         writer: Any = model if hasattr(model, "step") else RereadingSeq2Seq(model)
         # A translation is rarely twice as long as its source; an untrained model must not write on for ever.
-        longest = min(most, 2 * given[0].shape[1] + 10)
+        longest = [min(most, 2 * read + 10) for read in given[1].sum(1).tolist()]
         if self._beam == 1:
             found = greedy_search(writer, *given, start_id=end, end_id=end, max_length=longest)
         else:
