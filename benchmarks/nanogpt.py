@@ -5,8 +5,9 @@ Usage:
     python benchmarks/nanogpt.py --nanogpt nanoGPT --text input.txt --seeds 3
 
 nanoGPT runs as its README says for a CPU (4 layers, 128 wide, length 64, batch 12, 2,000 steps) and prints its loss on
-random windows of the last tenth of the text. luban trains for the wall-clock time that nanoGPT's training took, once
-more for two minutes, and is measured on all of that tenth. Needs `requests` and `numpy` for nanoGPT's own scripts.
+random windows of the last tenth of the text. luban trains for the wall-clock time that nanoGPT's training took, for as
+many tokens as nanoGPT saw, and for two minutes, and is measured on all of that tenth. Needs `requests` and `numpy` for
+nanoGPT's own scripts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from luban.machine import device_name
 
 FLAGS = {
     "device": "cpu", "compile": False, "eval_iters": 200, "log_interval": 100, "block_size": 64, "batch_size": 12,
@@ -53,9 +57,9 @@ def nanogpt(folder: Path, seed: int) -> dict[str, float]:
     return {"loss": loss, "seconds": (last - first) * 2000 / 1900, "tokens": 12 * 64 * 2000}
 
 
-def luban(text: Path, seed: int, seconds: float, out: Path) -> dict[str, float]:
-    """Train for so many seconds; returns the loss over all of the held-out tenth."""
-    settings = [f"data.source={text}", f"train.minutes={seconds / 60}", f"train.seed={seed}"]
+def luban(text: Path, seed: int, budget: Sequence[str], out: Path) -> dict[str, float]:
+    """Train with a budget of the recipe; returns the loss over all of the held-out tenth."""
+    settings = [f"data.source={text}", *budget, f"train.seed={seed}"]
     command = [
         sys.executable,
         "-m",
@@ -78,6 +82,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=2.0, help="of luban's longer run")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -88,10 +93,14 @@ def main() -> None:
         subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True)
         for seed in range(asked.seeds):
             theirs = nanogpt(clone, seed)
-            lengths = {"luban": theirs["seconds"], "luban-longer": 60 * asked.minutes}
+            budgets = {
+                "luban": [f"train.minutes={theirs['seconds'] / 60}"],
+                "luban-tokens": ["train.minutes=null", f"train.tokens={theirs['tokens']}"],
+                "luban-longer": [f"train.minutes={asked.minutes}"],
+            }
             ours = {
-                name: luban(asked.text.resolve(), seed, seconds, Path(scratch) / f"{name}-{seed}")
-                for name, seconds in lengths.items()
+                name: luban(asked.text.resolve(), seed, budget, Path(scratch) / f"{name}-{seed}")
+                for name, budget in budgets.items()
             }
             rows.append({"seed": seed, "nanogpt": theirs, **ours})
             print(json.dumps(rows[-1]), flush=True)
@@ -104,11 +113,10 @@ def main() -> None:
                 row[name]["tokens"] / row[name]["seconds"] for row in rows
             ),
         }
-        for name in ("nanogpt", "luban", "luban-longer")
+        for name in ("nanogpt", "luban", "luban-tokens", "luban-longer")
     }
-    RESULTS.write_text(
-        json.dumps({"cores": os.cpu_count(), "summary": summary, "rows": rows}, indent=2) + "\n"
-    )
+    machine = {"processor": device_name(), "cores": os.cpu_count()}
+    asked.out.write_text(json.dumps({**machine, "summary": summary, "rows": rows}, indent=2) + "\n")
     for name, figures in summary.items():
         rate = f"{figures['tokens_per_second']:,.0f} tokens/s"
         print(f"{name:12}  loss {figures['loss']:.4f}  {figures['seconds']:.0f} s  {rate}")

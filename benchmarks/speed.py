@@ -231,7 +231,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--only", nargs="+", choices=sorted(BY_NAME), default=[])
     parser.add_argument("--add", action="store_true", help="add to the rounds that are there")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="in results/: fills the section of that name in README.md"
+    )
     parser.add_argument("--cache", type=Path, help="where compiled code stays between calls")
     options = parser.parse_args()
     heed_termination()
@@ -251,8 +253,8 @@ def main() -> None:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print("\n" + page(result))
-    if options.out == RESULTS:
-        put_section(HERE / "README.md", "speed", page(result))
+    if options.out.resolve().parent == RESULTS.parent:
+        put_section(HERE / "README.md", options.out.stem, page(result))
 
 
 if __name__ == "__main__":
