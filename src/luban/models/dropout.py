@@ -21,5 +21,6 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     words.random_(-(2**63), None)  # every bit as it is drawn: a bound would cost a division each
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
     kept = torch.empty_like(x, requires_grad=False)
-    torch.ge(bits, round(probability * _STEPS) - _STEPS // 2, out=kept)  # as numbers at once, not as bools first
+    # Compared into numbers at once, not into bools first.
+    torch.ge(bits, round(probability * _STEPS) - _STEPS // 2, out=kept)
     return x * kept.mul_(1.0 / (1.0 - probability))
