@@ -70,6 +70,8 @@ class Row:
     note: str = ""
     data: str | None = field(default=None)
     """The data set, where it is not named as the row."""
+    start: bool = False
+    """Whether a run starts from `task_data.encoder`."""
 
 
 TEXT, PICTURES, TABLE, TAGS, PAIRS = (
@@ -80,12 +82,20 @@ TEXT, PICTURES, TABLE, TAGS, PAIRS = (
     "translation",
 )
 
+FINE_TUNED = ("train.batch=32", "train.learning_rate=1e-4")
+
 ROWS: dict[str, Row] = {
     "sst2": Row(TEXT, (), "accuracy", 0.5, at_least=0.84, peers=("tfidf",)),
     "sst2-phrases": Row(
         TEXT, (), "accuracy", 2.0, at_least=0.84, note="training on the phrases of the training trees too"
     ),
     "trec6": Row(TEXT, (), "accuracy", 0.5, at_least=0.92, peers=("tfidf",)),
+    "sst2-start": Row(
+        TEXT, ("train.epochs=1", *FINE_TUNED), "accuracy", 0.0, 3, 0.84, data="sst2", start=True
+    ),
+    "trec6-start": Row(
+        TEXT, ("train.epochs=2", *FINE_TUNED), "accuracy", 0.0, 3, 0.92, data="trec6", start=True
+    ),
     "rt-polarity": Row(
         TEXT, ("data.folds=10",), "accuracy", 0.3, 1, 0.77, peers=("tfidf",), note="mean and sd over 10 folds"
     ),
@@ -113,6 +123,17 @@ ROWS: dict[str, Row] = {
     ),
     "resume-ner": Row(TAGS, (), "entity_f1", 2.0, 3, 0.94, beside=("token_accuracy",)),
     "wnut17": Row(TAGS, ("model.dropout=0.3",), "entity_f1", 1.0, 3, 0.30, beside=("token_accuracy",)),
+    "wnut17-start": Row(
+        TAGS,
+        ("train.epochs=3", *FINE_TUNED),
+        "entity_f1",
+        0.0,
+        3,
+        0.30,
+        beside=("token_accuracy",),
+        data="wnut17",
+        start=True,
+    ),
     "mnist": Row(PICTURES, ("train.batch=128",), "accuracy", 3.0, 2, 0.993, 0.996, ("convnet", "twin")),
     "fashion-mnist": Row(
         PICTURES,
@@ -187,8 +208,9 @@ def command_of(name: str, minutes: float, seed: int) -> list[str]:
     folder = task_data.folder_of(row.data or name)
     splits = {split: task_data.part(folder, split) for split in ("train", "validation", "test")}
     given = [f"data.{split}={path}" for split, path in splits.items() if path is not None]
+    start = [f"model.start={task_data.encoder()}"] if row.start else []
     budget = [f"train.minutes={minutes:g}"] if minutes else []
-    return ["luban", "train", row.recipe, *given, *row.overrides, *budget, f"train.seed={seed}"]
+    return ["luban", "train", row.recipe, *given, *start, *row.overrides, *budget, f"train.seed={seed}"]
 
 
 def ran(command: Sequence[str], **settings: str) -> dict[str, Any]:

@@ -258,6 +258,8 @@ def test_a_tagger_of_pieces_answers_in_transformers_as_here(bert_folder: Path, t
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     run = train(recipe(SequenceLabelling, str(path), bert_folder), out=tmp_path / "run").folder
+    told = json.loads((run / "plan.json").read_text("utf-8"))["started"]["told"]
+    assert told.startswith("took 37 of 39 tensors; new: classifier.weight, classifier.bias (not in it)")
     model = load(run)
     theirs = transformers.AutoModelForTokenClassification.from_pretrained(run / "model").eval()
     assert list(theirs.config.id2label.values()) == model.kind.fitted.state["tags"]

@@ -3,103 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luban.data.row_sets import BadValue, Fitted, Row
 from luban.data.row_store import RowSet
-from luban.data.tag_schemes import forbidden, scheme_of
 from luban.data.tokenizer import Tokenizer
-from luban.errors import DataError, nearest
+from luban.errors import nearest
 from luban.metrics.entities import Entities, spans
 from luban.metrics.tags import Tags
 from luban.models.encoder import EncoderConfig, write_config
 from luban.models.piece_tagger import PieceTagger
 from luban.models.tagger import Tagger, TaggerConfig
-from luban.recipe import Positive, Section
-from luban.row_recipe import RowData, RowEvaluation, RowRecipe
 from luban.tasks import bert
 from luban.tasks.rows import Array, Scores, Signature, Tensors
+from luban.tasks.tag_vocabulary import learn_tags, learn_words
+from luban.tasks.tagging_recipe import SequenceLabellingRecipe
 
-PADDING, UNKNOWN = 0, 1
-_MOST_TAGS = 1000
+UNKNOWN = 1
 _FILTERS, _PAIRS = 64, 50_000
-_SINGLE = 0.9
-"""From this share of single characters on, tokens are characters and not words."""
-
-
-class TaggedRows(RowData):
-    """Sentences with a tag for each token."""
-
-    columns: list[str] | None = None
-    """Which columns hold token and tag, by number from 0 (`["0", "3"]`) or name; null takes the first and the last."""
-    lowercase: bool = True
-    """Look words up in small letters; their spelling is still seen by its characters."""
-    min_count: Positive = 1
-    """A word that comes less often in training is unknown by itself, and seen by its characters."""
-    length: Positive = 512
-    """Tokens read of a sentence; a longer one is a bad row in training and cut when it is to be answered."""
-    characters: Positive = 20
-    """Characters read of a token."""
-    tokenizer: str | None = None
-    """Read the pieces of a BERT's tokenizer instead of words and characters: the folder that `model.start` names."""
-
-
-class TaggerNetwork(Section):
-    """The network."""
-
-    network: Literal["lstm", "gru", "transformer", "bert"] = "lstm"
-    """`lstm`, `gru` (two directions), `transformer` (encoder) or `bert` (the folder that `start` names)."""
-    start: str | None = None
-    """A run or a model folder to take weights from, wherever names and shapes are the same; or a folder of BERT."""
-    config: dict[str, Any] | None = None
-    """With `bert`: its shape, as config.json has it; taken from the folder that `start` names."""
-    crf: bool = True
-    """A conditional random field on top: tags are chosen together, and only those that the scheme allows."""
-    width: Positive = 128
-    """Dimensions of a word's embedding, and of each direction of the hidden state."""
-    characters: Annotated[int, Field(ge=0)] | None = None
-    """Filters that look at a word's characters, 0 for none; null means 64, or none where tokens are characters."""
-    pairs: Annotated[int, Field(ge=0)] | None = None
-    """Rows of a hashed embedding of each token with its neighbours, 0 for none; null means 50,000 where tokens are
-    characters, else none."""
-    unknown: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    """Share of the words that came once that are read as unknown while training: so what stands for unknown words is
-    learned too, and what their characters tell (Lample et al. 2016)."""
-    layers: Positive = 1
-    """Layers."""
-    heads: Positive = 4
-    """Attention heads of `transformer`."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    """Share of embeddings and of the hidden state that is zeroed while training."""
-
-    @model_validator(mode="after")
-    def _has_a_start(self) -> Self:
-        if self.network == "bert" and self.start is None:
-            raise ValueError("a bert starts from a folder: give model.start=FOLDER")
-        return self
-
-
-class SequenceLabellingRecipe(RowRecipe):
-    """The recipe of sequence labelling."""
-
-    task: Literal["sequence-labelling"] = "sequence-labelling"
-    """What is learned."""
-    data: TaggedRows
-    """Where the sentences come from."""
-    model: TaggerNetwork = TaggerNetwork()
-    """The network."""
-    evaluate: RowEvaluation = RowEvaluation()
-    """What is measured."""
 
 
 class SequenceLabelling(bert.StartsFromBert):
@@ -179,45 +108,12 @@ class SequenceLabelling(bert.StartsFromBert):
         """Learn words, characters, tags and their scheme; of a BERT, whose pieces are known, the tags alone."""
         pieces = self.settings.data.tokenizer
         tokenizers = {} if pieces is None else {"": Tokenizer.load(Path(pieces).expanduser())}
-        words: Counter[str] = Counter()
-        letters: Counter[str] = Counter()
-        tags: Counter[str] = Counter()
-        for row in rows():
-            if not tokenizers:
-                words.update(map(self._word, row["tokens"]))
-                for token in row["tokens"]:
-                    letters.update(token[: self.settings.data.characters])
-            tags.update(row["tags"])
-        if len(tags) < 2 or len(tags) > _MOST_TAGS:
-            raise DataError(
-                f"there are {len(tags)} different tags; two at least and {_MOST_TAGS} at most can be told apart",
-                received=list(tags)[:20],
-                fix="is the column of the tag right? set data.columns",
-            )
-        # Those that came once stand last.
-        frequent = sorted(
-            (w for w, count in words.items() if count >= self.settings.data.min_count),
-            key=lambda word: (words[word] == 1, word),
-        )
-        single = sum(count for word, count in words.items() if len(word) == 1)
-        ordered = sorted(tags, key=lambda tag: (tag != "O", tag))
-        scheme = scheme_of(tags)
-        between, first, last = forbidden(ordered, scheme)
-        broken = _permit_what_stands(rows, ordered, between, first, last)
-        state = {
-            "roles": dict(roles),
-            "words": frequent,
-            "once": sum(words[word] == 1 for word in frequent),
-            "single": single >= _SINGLE * words.total(),
-            "letters": sorted(letters),
-            "tags": ordered,
-            "scheme": scheme,
-            "forbidden": [matrix.astype(int).tolist() for matrix in (between, first, last)],
-        }
-        detail = (
-            f"{broken:,} training sentences have tags that break {scheme}; answers may have what stands there"
-        )
-        return Fitted(state, tokenizers, [{"kind": "scheme", "detail": detail}] if broken else [])
+        # A network that reads pieces knows no words.
+        sentences = () if tokenizers else (row["tokens"] for row in rows())
+        data = self.settings.data
+        words = learn_words(sentences, self._word, min_count=data.min_count, characters=data.characters)
+        tags, notes = learn_tags(rows)
+        return Fitted({"roles": dict(roles), **words, **tags}, tokenizers, notes)
 
     def encode(self, row: Row) -> dict[str, Array]:
         """Return each token's word, its characters, and its tag where there is one."""
@@ -467,25 +363,3 @@ class SequenceLabelling(bert.StartsFromBert):
             "data": {"characters": 8},
             "model": {"width": 16, "characters": 8, "dropout": 0.0, "unknown": 0.0},
         }
-
-
-def _permit_what_stands(
-    rows: Callable[[], Iterator[Row]], tags: Sequence[str], between: Array, first: Array, last: Array
-) -> int:
-    """Allow what is forbidden wherever a training sentence has it, in place; return how many sentences do.
-
-    A field that forbids what it is to learn would spend its whole gradient on these sentences.
-    """
-    index = {tag: number for number, tag in enumerate(tags)}
-    seen, broken = np.zeros_like(between), 0
-    begun, ended = np.zeros_like(first), np.zeros_like(last)
-    for row in rows():
-        numbers = [index[tag] for tag in row["tags"]]
-        before, after = numbers[:-1], numbers[1:]
-        broken += bool(first[numbers[0]] or last[numbers[-1]] or between[before, after].any())
-        seen[before, after] = True
-        begun[numbers[0]] = ended[numbers[-1]] = True
-    between &= ~seen
-    first &= ~begun
-    last &= ~ended
-    return broken

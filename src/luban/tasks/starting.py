@@ -102,7 +102,7 @@ def _others(task: RowTask, start: Start) -> tuple[dict[int, str], dict[str, str]
     names: dict[str, str] = {}
     for name, extra in _MEANINGS:
         values = own.state.get(name)
-        if values is None or values == start.state.get(name):
+        if not values or values == start.state.get(name):  # a network on pieces has no words and no letters
             continue
         if start.outputs and name in ("labels", "tags"):
             names = dict.fromkeys(start.outputs, f"the {name} are others")
