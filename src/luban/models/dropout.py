@@ -18,7 +18,9 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     if not training or probability == 0.0:
         return x
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    words.random_(-(2**63), None)  # every bit as it is drawn: a bound would cost a division each
+    # Every bit as it is drawn: a bound would cost a division each. With the sign turned these are the numbers that
+    # torch.randint draws, with which runs of earlier versions began.
+    words.random_(-(2**63), None).bitwise_xor_(-(2**63))
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
     kept = torch.empty_like(x, requires_grad=False)
     # Compared into numbers at once, not into bools first.
