@@ -188,8 +188,8 @@ def _those(groups: Sequence[Group], wanted: Callable[[nn.Parameter], bool]) -> l
 
 def _muon(groups: Sequence[Group], recipe: TrainRecipe, dtype: torch.dtype) -> Muon:
     rate = settled(recipe.learning_rate, "train.learning_rate")
-    zeros = [name for group in groups for name, parameter in group.named if not parameter.any()]
-    if recipe.hold_norms and zeros:
+    named = [pair for group in groups for pair in group.named] if recipe.hold_norms else []
+    if zeros := [name for name, parameter in named if not parameter.any()]:
         raise RecipeError(
             "train.hold_norms: a matrix of zeros would stay as it is",
             received=zeros[0],
