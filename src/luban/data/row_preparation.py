@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from itertools import tee
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from luban.data.bad_rows import BadRows, Place
 from luban.data.fingerprint import FINGERPRINT, Fingerprint, file_prints
+from luban.data.json_text import to_json, to_sorted_json
 from luban.data.row_files import Layout, read_raw_rows, source_files_of, with_columns
 from luban.data.row_repeats import Repeats, note_of
 from luban.data.row_sets import REPORT, STATE, BadValue, Fitted, PreparedRows, Reading, Row, write_tokenizers
@@ -134,7 +136,7 @@ class _Preparation:
 
     def _keep(self, quarantine: BinaryIO) -> Callable[[dict[str, Any]], None]:
         def keep(row: dict[str, Any]) -> None:
-            line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
+            line = (to_json(row) + "\n").encode("utf-8")
             with storage_errors(self._folder / _QUARANTINE, needed=len(line)):
                 self._fs.write(quarantine, line)
 
@@ -183,9 +185,11 @@ class _Preparation:
         reading = self._reading
         wanted = set(sides)
         writers = [RowWriter(self._folder / split, reading.ragged, self._fs) for split in SPLITS]
-        coming = [iter(spill.rows()), iter(spill.rows())]
-        encoded = reading.encode_all((row for row, _ in coming[0]), fitted)
-        for number, ((row, place), arrays) in enumerate(zip(coming[1], encoded, strict=True)):
+        given, coming = tee(
+            spill.rows()
+        )  # what is encoded lags behind by the rows that a task encodes at once
+        encoded = reading.encode_all((row for row, _ in given), fitted)
+        for number, ((row, place), arrays) in enumerate(zip(coming, encoded, strict=True)):
             self._stop()
             if isinstance(arrays, BadValue):
                 bad.add(arrays.kind, place, arrays.detail, _shown(row))
@@ -294,9 +298,7 @@ def _parted(row: Row, targets: frozenset[str]) -> tuple[Row, Row]:
 
 def _digest(row: Row, targets: frozenset[str], blob: bytes) -> bytes:
     """Return a digest of what is given of a row; of one with a picture that is the picture, wherever it lies."""
-    text = json.dumps(_parted(row, targets)[0], ensure_ascii=False, sort_keys=True).encode(
-        "utf-8", "surrogatepass"
-    )
+    text = to_sorted_json(_parted(row, targets)[0]).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text + blob, digest_size=16).digest()
 
 

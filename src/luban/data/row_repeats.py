@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
+
+from luban.data.json_text import to_sorted_json
 
 EXAMPLES = 10
 
@@ -68,7 +70,7 @@ def note_of(found: Mapping[str, Any], rows: int) -> dict[str, str] | None:
 
 
 def _digest(values: Mapping[str, Any], blob: bytes) -> bytes:
-    text = json.dumps(_even(values), ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
+    text = to_sorted_json(_even(values)).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text + blob, digest_size=16).digest()
 
 
@@ -80,7 +82,17 @@ def _even(value: Any) -> Any:
         {'a': ['to be', 'to be'], 'n': 2}
     """
     if isinstance(value, str):
-        return " ".join(unicodedata.normalize("NFKC", value).casefold().split())
+        return _remembered(value) if len(value) <= _SHORT else _even_text(value)
     if isinstance(value, Mapping):
         return {name: _even(item) for name, item in value.items()}
     return [_even(item) for item in value] if isinstance(value, list) else value
+
+
+def _even_text(text: str) -> str:
+    whole = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return " ".join(whole.casefold().split())
+
+
+_SHORT = 64
+_remembered = lru_cache(maxsize=1 << 16)(_even_text)
+"""Of short texts: the cells of a table come again and again."""

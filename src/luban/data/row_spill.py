@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from luban.data.bad_rows import Place
+from luban.data.json_text import to_json
 from luban.data.row_sets import Row
 from luban.durable import FileSystem, storage_errors
 
@@ -46,7 +47,7 @@ class RowSpill:
                 hashed.update(name.encode() + blob)
             else:
                 kept[name] = value
-        line = json.dumps({"row": kept, "place": list(place)}, ensure_ascii=False).encode("utf-8") + b"\n"
+        line = f"{to_json({'row': kept, 'place': place})}\n".encode()
         with storage_errors(self._paths[0], needed=len(line)):
             self._fs.write(self._lines, line)
         return hashed.digest()
@@ -59,10 +60,12 @@ class RowSpill:
 
     def rows(self) -> Iterator[tuple[Row, Place]]:
         """Yield each row with its place, anew at each call."""
-        with self._paths[0].open("rb") as lines, self._paths[1].open("rb") as blobs:
+        with self._paths[0].open(encoding="utf-8", newline="\n") as lines, self._paths[1].open("rb") as blobs:
             for line in lines:
                 written = json.loads(line)
-                row = {name: self._value(value, blobs) for name, value in written["row"].items()}
+                row = written["row"]
+                if self._blob_bytes:
+                    row = {name: self._value(value, blobs) for name, value in row.items()}
                 yield row, Place(*written["place"])
 
     @staticmethod

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from luban.data.json_text import to_json
 from luban.durable import DISK, FileSystem, read_json, storage_errors, write_json
 from luban.errors import CheckpointError
 
@@ -69,7 +70,7 @@ class RowWriter:
         with storage_errors(folder):
             fs.make_folder(folder)
         self._folder, self._ragged, self._fs = folder, ragged, fs
-        self._kinds: dict[str, tuple[str, list[int] | None]] = {}
+        self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...] | None]] = {}
         self._files: dict[str, _Appending] = {}
         self._rows, self._offsets = _Appending(folder / ROWS, fs), _Appending(folder / ROW_OFFSETS, fs)
         self._offsets.add(np.int64(0).tobytes())
@@ -79,7 +80,7 @@ class RowWriter:
     def add(self, arrays: Mapping[str, Array], row: Mapping[str, Any]) -> None:
         """Append a row: its encoded columns, and what is kept of it as it came (JSON)."""
         kinds = {
-            name: (array.dtype.name, None if name in self._ragged else list(array.shape))
+            name: (array.dtype, None if name in self._ragged else array.shape)
             for name, array in arrays.items()
         }
         if not self._kinds:
@@ -92,14 +93,14 @@ class RowWriter:
                     np.int64(self._files[name].size // array.itemsize).tobytes()
                 )
         self.elements += max((len(arrays[name]) for name in self._ragged if name in arrays), default=1)
-        self._rows.add(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+        self._rows.add(f"{to_json(row)}\n".encode())
         self._offsets.add(np.int64(self._rows.size).tobytes())
         self.count += 1
 
-    def _begin(self, kinds: dict[str, tuple[str, list[int] | None]]) -> None:
+    def _begin(self, kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...] | None]]) -> None:
         self._kinds = kinds
         for name, (dtype, shape) in kinds.items():
-            assert dtype in _DTYPES, f"column {name} is of {dtype}"
+            assert dtype.name in _DTYPES, f"column {name} is of {dtype}"
             self._files[name] = _Appending(self._folder / f"{name}.bin", self._fs)
             if shape is None:
                 offsets = _Appending(self._folder / f"{name}.offsets", self._fs)
@@ -110,7 +111,10 @@ class RowWriter:
         """End writing; return how many rows there are, and how many elements of their longest ragged columns."""
         for file in (*self._files.values(), self._rows, self._offsets):
             file.close()
-        columns = {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in self._kinds.items()}
+        columns = {
+            name: {"dtype": dtype.name, "shape": None if shape is None else list(shape)}
+            for name, (dtype, shape) in self._kinds.items()
+        }
         write_json(self._folder / COLUMNS, {"rows": self.count, "columns": columns}, self._fs)
         return {"rows": self.count, "elements": self.elements}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,74 +12,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from luban.data.cells import read_cell
+
 Floats = NDArray[np.float64]
 Kind = Literal["number", "category", "date"]
 
-MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
 MAX_CATEGORIES = 10_000
 _MOST_TOLD = 20
 _SHARE_READ = 0.98
 """Of the values that are there, so many must read as numbers (as dates) for the column to be one."""
 DATE_PARTS = ("days", "year", "month", "weekday", "hour")
-_TRUTH = {"true": 1.0, "false": 0.0}
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _KEPT = 1e-7
 """Of a column's spread, what rounding to float32 may change."""
-_LARGEST = float(np.finfo(np.float32).max)
-
-
-def is_missing(value: object) -> bool:
-    """Whether a cell says nothing.
-
-    Example:
-        >>> [is_missing(v) for v in (None, "?", " NA ", float("nan"), 0, "no")]
-        [True, True, True, True, False, False]
-    """
-    if value is None:
-        return True
-    if isinstance(value, float):
-        return math.isnan(value)
-    return isinstance(value, str) and value.strip().lower() in MISSING
-
-
-def as_number(value: object) -> float | None:
-    """Return a cell as a number that float32 can hold; None where it is none.
-
-    Commas are read where they part thousands, and nowhere else: 3,5 is three and a half to one writer and two numbers
-    to another. True and false are 1 and 0, as JSON or as text has them.
-
-    Example:
-        >>> as_number(" 1,234.5 "), as_number("true"), as_number("3,5"), as_number("3 rooms")
-        (1234.5, 1.0, None, None)
-    """
-    if isinstance(value, str):
-        text = value.strip()
-        if text.lower() in _TRUTH:
-            return _TRUTH[text.lower()]
-        # Python reads 12_345 as a number too; in a table it is the name of something.
-        value = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text.replace("_", " ")
-    try:
-        found = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return found if abs(found) <= _LARGEST else None
-
-
-def as_date(value: object) -> datetime.datetime | None:
-    """Return a cell that is an ISO date, with or without a time; None where it is none.
-
-    Example:
-        >>> as_date("2024-02-29").year, as_date("2024/02/29 10:30").hour, as_date("today")
-        (2024, 10, None)
-    """
-    if not isinstance(value, str) or not 8 <= len(value.strip()) <= 40:
-        return None
-    try:
-        found = datetime.datetime.fromisoformat(value.strip().replace("/", "-"))
-    except ValueError:
-        return None
-    return found.replace(tzinfo=None)
 
 
 def mean_numbers(targets: Iterable[object], few: int) -> bool:
@@ -94,7 +37,7 @@ def mean_numbers(targets: Iterable[object], few: int) -> bool:
     different: set[float] = set()
     count = read = 0
     for target in targets:
-        number = as_number(target)
+        number = read_cell(target).number
         count += 1
         if number is None:
             continue
@@ -143,29 +86,17 @@ class _Seen:
 
     def add(self, value: object) -> None:
         self.rows += 1
-        if is_missing(value):
+        cell = read_cell(value)
+        if cell.missing:
             self.missing += 1
             return
-        self.numbers += as_number(value) is not None
-        self.dates += as_date(value) is not None
-        self.decimal_commas += isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value.strip()) is not None
+        self.numbers += cell.number is not None
+        self.dates += cell.date is not None
+        self.decimal_commas += cell.decimal_comma
         if len(self.values) <= MAX_CATEGORIES:
-            self.values[category(value)] += 1
+            self.values[cell.name] += 1
         else:
             self.overfull = True
-
-
-def category(value: object) -> str:
-    """Return a cell as the name of a category.
-
-    Example:
-        >>> category(3.0), category(" Private "), category(True), category("TRUE")
-        ('3', 'Private', 'true', 'true')
-    """
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    name = str(value).strip()
-    return name.lower() if name.lower() in _TRUTH else name
 
 
 @dataclass(frozen=True)
@@ -205,11 +136,10 @@ class TableColumns:
         """Return the numbers of a row; NaN where one is missing, or none where a number should be."""
         found = []
         for name in self.numbers:
-            value = row.get(name)
-            number = None if is_missing(value) else as_number(value)
+            number = read_cell(row.get(name)).number
             found.append(math.nan if number is None else number)
         for name in self.dates:
-            date = as_date(row.get(name))
+            date = read_cell(row.get(name)).date
             found += [math.nan] * len(DATE_PARTS) if date is None else date_parts(date)
         return found
 
@@ -268,7 +198,9 @@ def leaks(
     found = []
     for name, values in columns.categories.items():
         if classes and len(values) <= len(rows) / 10:
-            pairs = Counter((category(row.get(name)), int(t)) for row, t in zip(rows, target, strict=True))
+            pairs = Counter(
+                (read_cell(row.get(name)).name, int(t)) for row, t in zip(rows, target, strict=True)
+            )
             best: Counter[str] = Counter()
             for (value, _), count in pairs.items():
                 best[value] = max(best[value], count)

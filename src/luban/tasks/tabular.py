@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from luban.data.cells import read_cell
 from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row
 from luban.data.row_store import RowSet
 from luban.data.statistics import quantile_bins
 from luban.data.table_columns import (
     TableColumns,
-    as_number,
-    category,
-    is_missing,
     leaks,
     learn_columns,
     mean_numbers,
@@ -166,7 +164,7 @@ class Tabular(Classifier):
                 )
         row: Row = {"cells": [values[name] for name in roles["used"]]}
         target = values.get(roles["target"])
-        return row if is_missing(target) else {**row, "target": target}
+        return row if read_cell(target).missing else {**row, "target": target}
 
     def kept(self, row: Row) -> Row:
         """Return the row by the names of its columns."""
@@ -180,10 +178,10 @@ class Tabular(Classifier):
         forced = dict.fromkeys(self.settings.data.categories, "category")
         used = roles["used"]
 
-        def named() -> Iterator[Row]:
-            return (dict(zip(used, row["cells"], strict=True)) for row in rows())
+        def named(row: Row) -> Row:
+            return dict(zip(used, row["cells"], strict=True))
 
-        columns = learn_columns(named(), used, forced)  # type: ignore[arg-type]
+        columns = learn_columns(map(named, rows()), used, forced)  # type: ignore[arg-type]
         if not columns.number_names and not columns.categories:
             raise DataError(
                 "no column tells anything of the target",
@@ -194,7 +192,8 @@ class Tabular(Classifier):
         notes = list(columns.notes)
         state: dict[str, Any] = {"roles": dict(roles), "columns": columns.as_json()}
         if self._takes_numbers(row["target"] for row in rows()):
-            numbers = np.array([number for row in rows() if (number := as_number(row["target"])) is not None])
+            read = (read_cell(row["target"]).number for row in rows())
+            numbers = np.array([number for number in read if number is not None])
             if len(numbers) == 0 or numbers.std() == 0.0:
                 raise DataError(
                     "the target is the same number in every training row",
@@ -206,14 +205,15 @@ class Tabular(Classifier):
             learned, more = self.learn_labels(self.label_of(row["target"]) for row in rows())
             state |= learned
             notes += more
-        looked_at = list(islice(named(), _LOOKED_AT))
+        held = list(islice(rows(), _LOOKED_AT))
+        looked_at = [named(row) for row in held]
         table = np.array([columns.number_row(row) for row in looked_at]).reshape(len(looked_at), -1)
         origins = [origin_of(column) for column in table.T]
         state["numbers"] = [
             {**_statistics(column - origin, self.settings.model.bins), "origin": origin}
             for column, origin in zip(table.T, origins, strict=True)
         ]
-        notes += self._leaks(columns, looked_at, rows, state)
+        notes += self._leaks(columns, looked_at, [row["target"] for row in held], state)
         return Fitted(state, notes=notes)
 
     def _takes_numbers(self, targets: Iterator[Any]) -> bool:
@@ -225,22 +225,21 @@ class Tabular(Classifier):
         self,
         columns: TableColumns,
         looked_at: list[Row],
-        rows: Callable[[], Iterator[Row]],
+        targets: list[Any],
         state: Mapping[str, Any],
     ) -> list[dict[str, str]]:
-        targets = [row["target"] for row in islice(rows(), len(looked_at))]
         if "labels" in state:
             index = {label: number for number, label in enumerate(state["labels"])}
             known = np.array([index[self.label_of(target)] for target in targets], np.float64)
         else:
-            known = np.array([as_number(target) or 0.0 for target in targets])
+            known = np.array([read_cell(target).number or 0.0 for target in targets])
         return leaks(columns, looked_at, known, classes="labels" in state)
 
     def encode(self, row: Row) -> dict[str, Array]:
         """Return numbers (NaN where missing), categories (0 where missing, -1 where unknown), and the target."""
         cells = dict(zip(self.fitted.state["roles"]["used"], row["cells"], strict=True))
         categories = [
-            0 if is_missing(cells[name]) else places.get(category(cells[name]), -1)
+            0 if (cell := read_cell(cells[name])).missing else places.get(cell.name, -1)
             for name, places in self._places.items()
         ]
         # What is subtracted is learned from training rows, and so is all that the network knows of the columns.
@@ -256,7 +255,7 @@ class Tabular(Classifier):
     def _target(self, value: Any) -> Array:
         if not self.is_number:
             return self.encode_label(self.label_of(value))
-        number = as_number(value)
+        number = read_cell(value).number
         if number is None:
             raise BadValue("not_a_number", f"the target is {str(value)[:80]!r}, and a number is wanted")
         return np.array(number, np.float32)
