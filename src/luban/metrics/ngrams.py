@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 DISCOUNT = 0.75
 MOST_TOKENS = 8
+_TABLE = 32
 Ids = npt.NDArray[np.int64]
 
 
@@ -52,8 +53,25 @@ def ngram_loss(train: Ids, held_out: Ids, vocab_size: int) -> float:
 def _numbered(contexts: tuple[Ids, Ids], tokens: tuple[Ids, Ids], vocab_size: int) -> tuple[Ids, Ids]:
     """Give each different pair of context and token a number, the same in both texts."""
     pairs = [context * vocab_size + token for context, token in zip(contexts, tokens, strict=True)]
-    _, numbers = np.unique(np.concatenate(pairs), return_inverse=True)
+    numbers = _ranks(np.concatenate(pairs))
     return numbers[: len(pairs[0])], numbers[len(pairs[0]) :]
+
+
+def _ranks(values: Ids) -> Ids:
+    """Return the rank of each value, from 0, among those that occur; by a table where that is no larger than sorting.
+
+    Example:
+        >>> _ranks(np.array([30, 10, 30, 20])).tolist()
+        [2, 0, 2, 1]
+    """
+    span = int(values.max()) + 1
+    if span > _TABLE * len(values):
+        ranks: Ids = np.unique(values, return_inverse=True)[1]
+        return ranks
+    occurs = np.zeros(span, dtype=bool)
+    occurs[values] = True
+    table: Ids = np.cumsum(occurs, dtype=np.int64) - 1
+    return table[values]
 
 
 def _discounted(
@@ -68,8 +86,9 @@ def _discounted(
     size = 1 + int(max(contexts.max(), asked[0].max()))
     count = 1 + int(max(grams.max(), asked[1].max()))
     of_gram, of_context = np.bincount(grams, minlength=count), np.bincount(contexts, minlength=size)
-    _, first = np.unique(grams, return_index=True)
-    kinds = np.bincount(contexts[first], minlength=size)
+    context_of = np.zeros(count, dtype=np.int64)
+    context_of[grams] = contexts
+    kinds = np.bincount(context_of[of_gram > 0], minlength=size)
     total = of_context[asked[0]]
     known: npt.NDArray[np.float64] = np.maximum(of_gram[asked[1]] - DISCOUNT, 0.0) / np.maximum(total, 1)
     left: npt.NDArray[np.float64] = np.where(

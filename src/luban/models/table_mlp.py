@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from luban.errors import InputError
 from luban.models.mlp import Mlp, MlpConfig
+from luban.models.one_hot import OneHot
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,6 @@ class TableMlp(nn.Module):
 
     means: Tensor
     spreads: Tensor
-    column: Tensor
-    codes: Tensor
 
     def __init__(self, config: TableMlpConfig) -> None:
         super().__init__()
@@ -59,11 +58,8 @@ class TableMlp(nn.Module):
         # Parts of the configuration, so no checkpoint holds them.
         self.register_buffer("means", torch.tensor(config.means), persistent=False)
         self.register_buffer("spreads", torch.tensor(config.spreads), persistent=False)
-        places = [(column, code) for column, size in enumerate(config.categories) for code in range(size)]
-        for number, name in enumerate(("column", "codes")):
-            values = torch.tensor([place[number] for place in places], dtype=torch.int64)
-            self.register_buffer(name, values, persistent=False)
-        inputs = 2 * len(config.means) + len(places)
+        self.one_hot = OneHot(config.categories)
+        inputs = 2 * len(config.means) + self.one_hot.width
         self.mlp = Mlp(MlpConfig(inputs, config.outputs, config.hidden, dropout=config.dropout))
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
@@ -78,6 +74,6 @@ class TableMlp(nn.Module):
             scaled = torch.where(missing, 0.0, (numbers - self.means) / self.spreads)
             parts += [scaled, missing.to(scaled.dtype)]
         if self.config.categories:
-            parts.append((categories[:, self.column] == self.codes).to(self.spreads.dtype))
+            parts.append(self.one_hot(categories).to(self.spreads.dtype))
         found: Tensor = self.mlp(torch.cat(parts, dim=1))[:, None]
         return found

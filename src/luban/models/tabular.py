@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from luban.errors import InputError
 from luban.models.config_checks import check_shares, check_sizes
 from luban.models.dropout import dropout
+from luban.models.one_hot import OneHot
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,9 @@ class CategoryEmbeddings(nn.Module):
         few = [column for column, size in enumerate(categories) if size <= one_hot_limit]
         many = [column for column, size in enumerate(categories) if size > one_hot_limit]
         sizes = torch.tensor([categories[column] for column in many], dtype=torch.int64)
-        places = [(column, code) for column in few for code in range(categories[column])]
-        one_hot = torch.tensor(places, dtype=torch.int64).reshape(-1, 2)
+        self.one_hot = OneHot([categories[column] for column in few])
         for name, values in {
-            "column": one_hot[:, 0].clone(),  # of each place of the one-hot part
-            "code": one_hot[:, 1].clone(),
+            "few": torch.tensor(few, dtype=torch.int64),
             "many": torch.tensor(many, dtype=torch.int64),
             "sizes": sizes,
             "first": sizes.cumsum(0) - sizes,  # the row of `weight` that is a column's first
@@ -181,8 +180,7 @@ class CategoryEmbeddings(nn.Module):
         self.weight = nn.Parameter(torch.empty(int(sizes.sum()), width))
         self.reset_parameters()
 
-    column: Tensor
-    code: Tensor
+    few: Tensor
     many: Tensor
     sizes: Tensor
     first: Tensor
@@ -194,7 +192,7 @@ class CategoryEmbeddings(nn.Module):
 
     def forward(self, categories: Tensor) -> Tensor:
         """Return the vectors side by side: (batch, columns) -> (batch, sum of `widths`)."""
-        one_hot = (categories[:, self.column] == self.code).to(self.weight.dtype)  # (batch, places)
+        one_hot = self.one_hot(categories[:, self.few]).to(self.weight.dtype)  # (batch, places)
         if not len(self.sizes):
             return one_hot
         codes = categories[:, self.many]  # (batch, columns of many)

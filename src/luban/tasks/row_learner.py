@@ -108,14 +108,15 @@ class RowLearner:
         ]
 
     def _batch(self, rows: Integers, positions: Integers) -> RowBatch:
-        tensors = self._tensors(self.data.train, rows)
+        device = self.device
+        tensors = self._tensors(self.data.train, rows, device)
         columns = (positions, rows, positions // len(self.data.train))
-        places = Places(*(torch.from_numpy(column).to(self.device) for column in columns))
+        places = Places(*(torch.from_numpy(column).to(device) for column in columns))
         tensors = self.task.augmented(tensors, places)
         return RowBatch(tensors, len(rows), self.task.count(tensors), partial(self._describe, rows))
 
-    def _tensors(self, rows: RowSet, numbers: Integers) -> dict[str, Tensor]:
-        return {n: t.to(self.device) for n, t in self.task.collate(*rows.gather(numbers)).items()}
+    def _tensors(self, rows: RowSet, numbers: Integers, device: torch.device) -> dict[str, Tensor]:
+        return {n: t.to(device) for n, t in self.task.collate(*rows.gather(numbers)).items()}
 
     def _describe(self, rows: Integers) -> dict[str, Any]:
         shown = [self.data.train.row(int(number)) for number in rows[:8]]
@@ -195,7 +196,7 @@ class RowLearner:
         costs = self.task.costs(rows)
         order = np.argsort(costs, kind="stable")[::-1] if costs is not None else np.arange(len(rows))
         numbers = order[: self.task.evaluation_rows].astype(np.int64)
-        self.task.answers(self.model, self._tensors(rows, numbers))
+        self.task.answers(self.model, self._tensors(rows, numbers, self.device))
         return len(numbers)
 
     def views(self, count: int) -> list[str]:
