@@ -192,7 +192,7 @@ class CategoryEmbeddings(nn.Module):
 
     def forward(self, categories: Tensor) -> Tensor:
         """Return the vectors side by side: (batch, columns) -> (batch, sum of `widths`)."""
-        one_hot = self.one_hot(categories[:, self.few]).to(self.weight.dtype)  # (batch, places)
+        one_hot: Tensor = self.one_hot(categories[:, self.few]).to(self.weight.dtype)  # (batch, places)
         if not len(self.sizes):
             return one_hot
         codes = categories[:, self.many]  # (batch, columns of many)
