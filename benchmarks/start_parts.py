@@ -22,9 +22,12 @@ from luban.cli import main as luban  # noqa: E402
 
 READ = time.monotonic()
 
-from luban.training.checkpoints import Checkpoints  # noqa: E402
-from luban.training.loop import Loop  # noqa: E402
-from luban.verbs import beginning  # noqa: E402
+from luban.cli_answers import importing  # noqa: E402
+
+with importing():
+    from luban.training.checkpoints import Checkpoints
+    from luban.training.loop import Loop
+    from luban.verbs import beginning, train  # noqa: F401
 
 IMPORTED = time.monotonic()
 NAMES = {

@@ -242,12 +242,21 @@ def _pictures(rows: RowSet) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def translator(data: PreparedRows, budget: Budget) -> Answer:
-    """A Transformer of `torch.nn` layers, see `task_translator`."""
+    """A Transformer of `torch.nn` layers in float32, see `task_translator`."""
+    return _translated(data, budget, bfloat16=False)
+
+
+def translator_bf16(data: PreparedRows, budget: Budget) -> Answer:
+    """The same with autocast to bfloat16."""
+    return _translated(data, budget, bfloat16=True)
+
+
+def _translated(data: PreparedRows, budget: Budget, *, bfloat16: bool) -> Answer:
     from task_translator import train_and_translate
 
     pairs, test = (values_of(rows, "source", "target") for rows in (data.train, _test(data)))
-    figures, seconds, seen, note = train_and_translate(pairs, test, budget.minutes * 60, budget.seed)
-    return Answer(figures, seconds, seen, note)
+    seconds = budget.minutes * 60
+    return Answer(*train_and_translate(pairs, test, seconds, budget.seed, bfloat16=bfloat16))
 
 
 PEERS: dict[str, Callable[[PreparedRows, Budget], Answer]] = {
@@ -257,6 +266,7 @@ PEERS: dict[str, Callable[[PreparedRows, Budget], Answer]] = {
     "convnet": convnet,
     "twin": twin,
     "translator": translator,
+    "translator-bf16": translator_bf16,
 }
 
 

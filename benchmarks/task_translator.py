@@ -97,11 +97,11 @@ class Translator(nn.Module):
 
 
 def train_and_translate(
-    train: Pairs, test: Pairs, seconds: float, seed: int
+    train: Pairs, test: Pairs, seconds: float, seed: int, *, bfloat16: bool
 ) -> tuple[dict[str, float], float, int, str]:
     """Train for so many seconds; return figures on `test`, seconds taken, pairs seen, and a note.
 
-    The figures are those of `word_figures`.
+    The figures are those of `word_figures`. `bfloat16`: whether products are computed in it, by autocast.
     """
     torch.manual_seed(seed)
     sources, targets = (Words([pair[side] for pair in train]) for side in (0, 1))
@@ -115,8 +115,9 @@ def train_and_translate(
         for at in range(0, len(order), BATCH):
             batch = [encoded[number] for number in order[at : at + BATCH]]
             source, target = (_padded([pair[side] for pair in batch]) for side in (0, 1))
-            logits = model.decode(target[:, :-1], model.encode(source), source)
-            loss = F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=PAD)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                logits = model.decode(target[:, :-1], model.encode(source), source)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), target[:, 1:].flatten(), ignore_index=PAD)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

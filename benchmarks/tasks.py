@@ -1,15 +1,16 @@
 """What luban reaches on public data of every task, beside a peer on the same rows in the same run.
 
     python benchmarks/tasks.py [--only NAME ...] [--seeds N] [--add] [--runs FOLDER] [--minutes M] [--no-peers]
-                               [--list]
+                               [--threads N] [--list]
 
 Each row is a shipped recipe with overrides, as a person would type them; the command is printed and kept. For each
-seed luban trains for its minutes on two threads, then the peer, on the rows that luban prepared. The figure is that
-of the official test split, read once at the end of each run; rt-polarity and german-credit have none and are measured
-over ten folds. How settings were chosen stands in LOG.md: the overrides here on validation rows; two defaults of text
-classification (`model.evidence`, the rate) with SST-2's test accuracy in view, so that row is no blind test of them.
-What was measured earlier of rows not asked for stays in results/tasks.json. `--add` goes on with further seeds,
-and with `--runs` a run that was stopped goes on where it was: long rows can be measured in several sittings.
+seed luban trains for its minutes on two threads (or `--threads`), then the peer, on the rows that luban prepared. The
+figure is that of the official test split, read once at the end of each run; rt-polarity and german-credit have none
+and are measured over ten folds. How settings were chosen stands in LOG.md: the overrides here on validation rows; two
+defaults of text classification (`model.evidence`, the rate) with SST-2's test accuracy in view, so that row is no
+blind test of them. What was measured earlier of rows not asked for stays in results/tasks.json. `--add` goes on with
+further seeds, and with `--runs` a run that was stopped goes on where it was: long rows can be measured in several
+sittings.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from pathlib import Path
 from typing import Any
 
 import task_data
+import torch
 from task_peers import PEERS, values_of
 from task_translator import word_figures
 
 import luban
 from luban.data.row_sets import PreparedRows
 from luban.errors import InputError
-from luban.machine import matrix_rate, set_threads
+from luban.machine import matrix_rate
 
 RESULTS = Path(__file__).parent / "results" / "tasks.json"
 PEER_FILE = Path(__file__).parent / "task_peers.py"
-THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ ROWS: dict[str, Row] = {
         1,
         36.5,
         40.0,
-        ("translator",),
+        ("translator", "translator-bf16"),
         ("word_chrf", "bleu", "chrf"),
         note="word_bleu: BLEU over lower-cased words, punctuation apart; bleu: sacreBLEU, lower case",
     ),
@@ -169,7 +170,7 @@ ROWS: dict[str, Row] = {
         "word_bleu",
         5.0,
         1,
-        peers=("translator",),
+        peers=("translator", "translator-bf16"),
         beside=("word_chrf", "bleu", "chrf"),
         note="word_bleu, word_chrf: over lower-cased words, punctuation apart; bleu and chrf: of the texts as they are",
     ),
@@ -214,8 +215,8 @@ def command_of(name: str, minutes: float, seed: int) -> list[str]:
 
 
 def ran(command: Sequence[str], **settings: str) -> dict[str, Any]:
-    """Run a command on two threads and return the JSON of its last line."""
-    threads = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+    """Run a command on as many threads as this process has, and return the JSON of its last line."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(torch.get_num_threads()))
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads, **settings})
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
@@ -373,7 +374,7 @@ def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     return {
         "cores": len(os.sched_getaffinity(0)),
-        "threads": THREADS,
+        "threads": torch.get_num_threads(),
         "gflops_per_second": round(matrix_rate() / 1e9, 1),
         "load": round(os.getloadavg()[0], 2),
         "platform": platform.platform(),
@@ -412,9 +413,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="budget of every run; default: the row's own")
     parser.add_argument("--no-peers", action="store_true", help="luban alone")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    set_threads()
+    torch.set_num_threads(options.threads)
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
     for name in options.only:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from luban import __version__, cli_plan, cli_runs, cli_tasks
-from luban.cli_answers import print_json, tell_trained, told, verb
+from luban.cli_answers import importing, print_json, tell_trained, told, verb
 
 _UNITS = ("documents", "tokens", "rows")
 
@@ -46,10 +46,11 @@ def train(
       luban train text data.source=notes/ train.minutes=10 model.width=384
       luban train --resume runs/first
     """
-    from luban.console import Show
-    from luban.signals import StopRequest
-    from luban.verbs.train import Tools
-    from luban.verbs.train import train as run
+    with importing():
+        from luban.console import Show
+        from luban.signals import StopRequest
+        from luban.verbs.train import Tools
+        from luban.verbs.train import train as run
 
     outcome = run(recipe, *overrides, out=out, resume=resume, tools=Tools(Show(), StopRequest()))
     if outcome.result:
@@ -86,8 +87,9 @@ def train(
 @verb
 def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Measure a model on data: the figures of its task, each with a 95 % interval."""
-    from luban.console import Show
-    from luban.verbs.evaluate import evaluate as run
+    with importing():
+        from luban.console import Show
+        from luban.verbs.evaluate import evaluate as run
 
     evaluation = run(folder, list(data) or None, show=Show(), **options)
     for name, value in evaluation.figures.items():
@@ -149,8 +151,9 @@ def predict(folder: str, rows: tuple[str, ...], source: str | None, as_json: boo
     settings = {name: value for name, value in options.items() if value is not None and value != ()}
     if len(rows) == 1 and given is None and not as_json and _stream(folder, rows[0], settings):
         return
-    from luban.verbs.predict import predict as run
-    from luban.verbs.predict import row_of_line
+    with importing():
+        from luban.verbs.predict import predict as run
+        from luban.verbs.predict import row_of_line
 
     any_answer = False
     for answer in run(folder, [row_of_line(row) for row in rows], source=given, **settings):
@@ -239,8 +242,9 @@ def recipes(as_json: bool) -> None:
 @verb
 def quickstart(minutes: float, text: str | None, language: str, out: str | None, as_json: bool) -> None:
     """Make a language model from raw text in minutes: clean, tokenise, train, evaluate, write."""
-    from luban.console import Show
-    from luban.verbs.quickstart import quickstart as run
+    with importing():
+        from luban.console import Show
+        from luban.verbs.quickstart import quickstart as run
 
     outcome = run(minutes=minutes, text=text, language=language, out=out, show=Show())
     for sample in outcome.samples:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from luban.cli_answers import print_json, verb
+from luban.cli_answers import importing, print_json, verb
 
 _VIEW_CHARACTERS = 210
 
@@ -25,8 +25,9 @@ def plan(recipe: str, overrides: tuple[str, ...], out: str | None, as_json: bool
     The data is prepared in a folder that is removed again, and a few real steps, an evaluation and a checkpoint are
     made. For data that takes long to prepare: `luban prepare` first, then plan and train on that.
     """
-    from luban.console import Show
-    from luban.verbs.plan import plan as find_out
+    with importing():
+        from luban.console import Show
+        from luban.verbs.plan import plan as find_out
 
     found = find_out(recipe, *overrides, out=out, show=Show())
     if as_json:

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from luban.cli_answers import print_json, tell_trained, verb
+from luban.cli_answers import importing, print_json, tell_trained, verb
 
 
 @click.command(short_help="List runs: live, finished, stopped, failed.")
@@ -53,10 +53,11 @@ def resume(run: str, as_json: bool) -> None:
 
     A run whose budget is steps or tokens ends with the same bytes as if nothing had happened.
     """
-    from luban.console import Show
-    from luban.signals import StopRequest
-    from luban.verbs.resume import resume as go_on
-    from luban.verbs.train import Tools
+    with importing():
+        from luban.console import Show
+        from luban.signals import StopRequest
+        from luban.verbs.resume import resume as go_on
+        from luban.verbs.train import Tools
 
     tools = Tools(Show(), StopRequest())
     outcome = go_on(run, tools=tools)
