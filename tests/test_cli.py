@@ -1,5 +1,6 @@
 """The command line: help without weight, exit codes, and the last line for programs."""
 
+import gc
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 import luban.recipe_reader
 from luban import cli
+from luban.cli_answers import importing
 from luban.errors import InputError, LubanError, Stopped, StorageError
 
 HELP = """
@@ -54,6 +56,12 @@ def test_help_of_all_verbs_imports_nothing_heavy() -> None:
     told = [line for line in done.stdout.splitlines() if line.startswith("HEAVY")]
     assert told == [f"HEAVY {verb} []" for verb in (None, *cli.luban.commands)]
     assert set(cli.luban.commands) == set(VERBS)
+
+
+def test_garbage_is_collected_again_once_a_verb_is_imported() -> None:
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -172,7 +172,8 @@ def predict(folder: str, rows: tuple[str, ...], source: str | None, as_json: boo
 
 def _stream(folder: str, prompt: str, settings: Mapping[str, Any]) -> bool:
     """Print a language model's answer as it is made; False for a model that answers at once."""
-    from luban.verbs.load import load
+    with importing():
+        from luban.verbs.load import load
 
     model = load(folder)
     if not hasattr(model, "stream"):
