@@ -185,9 +185,7 @@ class _Preparation:
         reading = self._reading
         wanted = set(sides)
         writers = [RowWriter(self._folder / split, reading.ragged, self._fs) for split in SPLITS]
-        given, coming = tee(
-            spill.rows()
-        )  # what is encoded lags behind by the rows that a task encodes at once
+        given, coming = tee(spill.rows())  # one is ahead of the other by what a task encodes at once
         encoded = reading.encode_all((row for row, _ in given), fitted)
         for number, ((row, place), arrays) in enumerate(zip(coming, encoded, strict=True)):
             self._stop()

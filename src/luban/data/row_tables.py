@@ -177,7 +177,7 @@ def _is_number(name: str) -> bool:
 def _checked(reader: FileRows, values: Values) -> Values | None:
     """Return a row with LF line ends; None where it holds what no text can, or too much."""
     if all(type(value) is str for value in values.values()):  # most rows, and most of them plain
-        whole = "".join(values.values())
+        whole = "".join((*values, *values.values()))
         if len(whole) <= reader.limit and whole.isascii() and "\0" not in whole and "\r" not in whole:
             return values
     size = 0
