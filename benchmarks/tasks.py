@@ -170,7 +170,7 @@ ROWS: dict[str, Row] = {
         "word_bleu",
         5.0,
         1,
-        peers=("translator", "translator-bf16"),
+        peers=("translator-bf16",),
         beside=("word_chrf", "bleu", "chrf"),
         note="word_bleu, word_chrf: over lower-cased words, punctuation apart; bleu and chrf: of the texts as they are",
     ),
