@@ -255,10 +255,10 @@ def trained(name: str, minutes: float, seed: int, folder: Path) -> dict[str, Any
 
 
 def _validation(run: Path, figure: str) -> dict[str, float]:
-    """Return the figure of the last evaluation in training, which is what settings may be chosen by."""
+    """Return the figure of the last evaluation in training, what settings may be chosen by, where it has it."""
     log = run / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.is_file() else []
-    found = [line[figure] for line in lines if line["kind"] == "evaluation"]
+    found = [line[figure] for line in lines if line["kind"] == "evaluation" and figure in line]
     return {"validation": found[-1]} if found else {}
 
 
