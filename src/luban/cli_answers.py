@@ -54,8 +54,8 @@ def verb(command: Command) -> Command:
 def importing() -> Iterator[None]:
     """Import what a verb needs without looking for garbage meanwhile, nor ever again among what was imported.
 
-    torch and what is around it leave 300,000 objects that stay. Looking through them, on every so many new ones, takes a
-    tenth of a second each time, and a third of a second of a start.
+    torch and what is around it leave 300,000 objects that stay. Looking through them, on every so many new ones, takes
+    a tenth of a second each time, and a third of a second of a start.
     """
     gc.disable()
     try:
