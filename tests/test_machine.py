@@ -60,6 +60,13 @@ def test_bfloat16_is_chosen_only_where_it_is_measured_to_pay(
     assert shapes == [(100, 128, 512)] * 4
 
 
+def test_of_narrow_products_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_flops", lambda *_: pytest.fail("measured"))
+    dtype, why = machine.choose_dtype(width=32, tokens=1 << 20)
+    assert dtype == torch.float32
+    assert "width of 32" in why
+
+
 def test_one_disturbed_measurement_does_not_decide_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     for disturbed in range(4):
         calls: list[torch.dtype] = []

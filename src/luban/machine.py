@@ -33,6 +33,7 @@ _PROBE_FLOPS = {"cpu": 1e8, "cuda": 2e11}
 _PROBE_WIDTH = 1024
 _PEAK_SIZE = {"cpu": 768, "cuda": 8192}
 BFLOAT16_GAIN = 1.25
+BFLOAT16_WIDTH = 64
 _COPY_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 _UNLIMITED = 1 << 60
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -135,7 +136,8 @@ def choose_dtype(
 
     What is measured is the largest product of a layer, (tokens, width) by (width, 4 width), with fewer tokens
     and a width of at most 1024 where it would take long. A processor without bfloat16 instructions emulates
-    them, far slower; and at small widths conversions eat the gain.
+    them, far slower; and at small widths conversions eat the gain. Below a width of 64 nothing is measured: a
+    product then takes as long as calling it, and chance would decide.
     """
     if wanted == "float32":
         return torch.float32, "as the recipe says"
@@ -143,6 +145,8 @@ def choose_dtype(
         return torch.bfloat16, "as the recipe says"
     if wanted != "auto":
         raise InputError("no such dtype", received=wanted, fix="write auto, float32 or bfloat16")
+    if width < BFLOAT16_WIDTH:
+        return torch.float32, f"a width of {width} is too small for bfloat16 to pay"
     inner = min(width, _PROBE_WIDTH)
     rows = max(16, min(tokens, int(_PROBE_FLOPS[device] / (8 * inner * inner))))
     shape = (rows, inner, 4 * inner)
