@@ -65,9 +65,6 @@ def _wide(x: Tensor) -> Tensor:
 
 def _dtype_after(x: Tensor) -> torch.dtype:
     """The dtype of what follows: under autocast every product that reads a norm would convert it for itself."""
-    device = x.device.type
-    if device == "meta":  # on which work is counted, and which knows no autocast
-        return x.dtype
-    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
     return x.dtype

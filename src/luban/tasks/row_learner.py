@@ -136,12 +136,12 @@ class RowLearner:
 
     def flops(self, batch: RowBatch) -> int:
         """Return the FLOPs of the matrix products and convolutions of forward and backward, counted once per shape."""
-        shapes = tuple(tuple(tensor.shape) for tensor in batch.tensors.values())
+        shapes = tuple(tuple(tensor.shape[1:]) for tensor in batch.tensors.values())
         if shapes not in self._flops:
-            inputs = self.task.signature(batch.tensors).inputs
+            row = {name: tensor[:1] for name, tensor in batch.tensors.items()}
             # Backward is twice forward: a product for the gradient of each of its two factors.
-            self._flops[shapes] = 3 * count_flops(self.model, **inputs)
-        return self._flops[shapes]
+            self._flops[shapes] = 3 * count_flops(self.model, **self.task.signature(row).inputs)
+        return batch.rows * self._flops[shapes]
 
     def quick(self) -> dict[str, float]:
         """Measure some of the validation rows, spread evenly."""
