@@ -54,6 +54,7 @@ def test_bfloat16_is_chosen_only_where_it_is_measured_to_pay(
         return 1e11 * (gain if dtype == torch.bfloat16 else 1.0)
 
     monkeypatch.setattr(machine, "_flops", rate)
+    monkeypatch.setattr(machine, "_gain_at_first", lambda device: 1.0)
     dtype, why = machine.choose_dtype(width=128, tokens=100)
     assert dtype == getattr(torch, chosen)
     assert f"{gain}x of float32" in why
@@ -67,6 +68,23 @@ def test_of_narrow_products_nothing_is_measured(monkeypatch: pytest.MonkeyPatch)
     assert "width of 32" in why
 
 
+def test_where_bfloat16_is_emulated_no_large_product_of_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def rate(dtype: torch.dtype, shape: tuple[int, int, int], device: str) -> float:
+        tried.append((dtype, max(shape)))
+        return 1e9 if dtype == torch.bfloat16 else 1e11
+
+    monkeypatch.setattr(machine, "_flops", rate)
+    machine._gain_at_first.cache_clear()
+    dtype, why = machine.choose_dtype(width=1024, tokens=10_000)
+    assert dtype == torch.float32
+    assert "0.01x of float32" in why
+    assert machine.matrix_rate("cpu") == 1e11
+    machine._gain_at_first.cache_clear()
+    assert all(size <= 128 for dtype, size in tried if dtype == torch.bfloat16)
+
+
 def test_one_disturbed_measurement_does_not_decide_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     for disturbed in range(4):
         calls: list[torch.dtype] = []
@@ -78,6 +96,7 @@ def test_one_disturbed_measurement_does_not_decide_the_dtype(monkeypatch: pytest
             return (3e11 if dtype == torch.bfloat16 else 1e11) / (20 if len(calls) - 1 == at else 1)
 
         monkeypatch.setattr(machine, "_flops", rate)
+        monkeypatch.setattr(machine, "_gain_at_first", lambda device: 1.0)
         assert machine.choose_dtype(width=128, tokens=100)[0] == torch.bfloat16
 
 

@@ -8,8 +8,11 @@ write.
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import json
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -207,9 +210,23 @@ def _follow(schema: type[Section], path: str) -> type[Section]:
     return schema
 
 
+def _meanings(schema: type[Section]) -> dict[str, str]:
+    """Return the text that stands under each field; pydantic could keep it, at a cost to every start of a verb."""
+    found: dict[str, str] = {}
+    for part in reversed(schema.__mro__[: schema.__mro__.index(Section)]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in itertools.pairwise(definition.body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    found[name] = words
+    return found
+
+
 def _section(title: str, schema: type[Section]) -> str:
+    meanings = _meanings(schema)
     rows = [
-        (f"`{name}`", _type(field), _default(field), _one_line(field.description or ""))
+        (f"`{name}`", _type(field), _default(field), _one_line(meanings.get(name, "")))
         for name, field in schema.model_fields.items()
     ]
     about = _one_line((inspect.getdoc(schema) or "").partition("\n\n")[0])

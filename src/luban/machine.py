@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ _REPEATS = 7
 _SECONDS_EACH, _SECONDS_AT_LEAST = 0.05, 0.02
 _PROBE_FLOPS = {"cpu": 1e8, "cuda": 2e11}
 _PROBE_WIDTH = 1024
+_SMALL = (128, 128, 128)
+_HOPELESS = 1 / 3
 _PEAK_SIZE = {"cpu": 768, "cuda": 8192}
 BFLOAT16_GAIN = 1.25
 BFLOAT16_WIDTH = 64
@@ -147,13 +150,15 @@ def choose_dtype(
         raise InputError("no such dtype", received=wanted, fix="write auto, float32 or bfloat16")
     if width < BFLOAT16_WIDTH:
         return torch.float32, f"a width of {width} is too small for bfloat16 to pay"
-    inner = min(width, _PROBE_WIDTH)
-    rows = max(16, min(tokens, int(_PROBE_FLOPS[device] / (8 * inner * inner))))
-    shape = (rows, inner, 4 * inner)
-    rates = {torch.bfloat16: 0.0, torch.float32: 0.0}
-    for dtype in (*rates, *rates):  # by turns: what disturbs one must not decide
-        rates[dtype] = max(rates[dtype], _flops(dtype, shape, device))
-    gain = rates[torch.bfloat16] / rates[torch.float32]
+    gain = _gain_at_first(device)
+    if not emulates_bfloat16(device):
+        inner = min(width, _PROBE_WIDTH)
+        rows = max(16, min(tokens, int(_PROBE_FLOPS[device] / (8 * inner * inner))))
+        shape = (rows, inner, 4 * inner)
+        rates = {torch.bfloat16: 0.0, torch.float32: 0.0}
+        for dtype in (*rates, *rates):  # by turns: what disturbs one must not decide
+            rates[dtype] = max(rates[dtype], _flops(dtype, shape, device))
+        gain = rates[torch.bfloat16] / rates[torch.float32]
     why = f"bfloat16 runs at {gain:.2g}x of float32 here"
     return (torch.bfloat16 if gain >= BFLOAT16_GAIN else torch.float32), why
 
@@ -166,8 +171,22 @@ def measure_matmul(dtype: torch.dtype, size: int, device: str = "cpu") -> float:
 def matrix_rate(device: str = "auto") -> float:
     """Return FLOP/s of matrix products at the dtype that is faster here."""
     device = choose_device(device)
-    rates = (measure_matmul(dtype, _PEAK_SIZE[device], device) for dtype in (torch.float32, torch.bfloat16))
-    return max(rates)
+    tried = [torch.float32] if emulates_bfloat16(device) else [torch.float32, torch.bfloat16]
+    return max(measure_matmul(dtype, _PEAK_SIZE[device], device) for dtype in tried)
+
+
+def emulates_bfloat16(device: str) -> bool:
+    """Return whether bfloat16 is so slow at a small product that larger ones need not be tried.
+
+    Measured once; a processor without instructions for it takes seconds for one large product.
+    """
+    return _gain_at_first(device) < _HOPELESS
+
+
+@lru_cache
+def _gain_at_first(device: str) -> float:
+    """Return the rate of bfloat16 to that of float32, at a small product."""
+    return _flops(torch.bfloat16, _SMALL, device) / _flops(torch.float32, _SMALL, device)
 
 
 def measure_bandwidth(device: str = "cpu") -> float:

@@ -37,7 +37,6 @@ class Section(BaseModel):
         frozen=True,
         validate_default=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
     )
 
     @field_validator("*", mode="before")

@@ -30,7 +30,7 @@ from luban.training.loop import Loop
 from luban.training.parallel import Alone, Plan
 from luban.training.precision import forward_in
 
-STEPS, MOST_STEPS, SECONDS = 5, 40, 0.5
+STEPS, MOST_STEPS, SECONDS = 5, 40, 0.3
 """Steps go on for so many seconds, but for no fewer and no more steps than these: the first ones are slow, and single
 short ones wander."""
 

@@ -14,7 +14,14 @@ from torch import nn
 
 from luban.console import Show, duration, short
 from luban.durable import FileSystem, folder_bytes
-from luban.machine import BFLOAT16_GAIN, MachineReport, matrix_rate, memory_available, probe
+from luban.machine import (
+    BFLOAT16_GAIN,
+    MachineReport,
+    emulates_bfloat16,
+    matrix_rate,
+    memory_available,
+    probe,
+)
 from luban.planning.forecast import Forecast, evaluations_of, forecast
 from luban.planning.rehearsal import Rehearsal, rehearse
 from luban.recipe import BUDGETS, Recipe, TrainRecipe
@@ -58,7 +65,9 @@ def measure_machine(task: Learner, wanted: str) -> MachineReport:
     """Measure the machine at the shape of the task's matrix products; with convolutions, at its own steps."""
     width = max((min(p.shape) for p in task.model.parameters() if p.ndim == 2), default=1)
     dtype, why = wanted, None
-    if wanted == "auto" and any(isinstance(module, nn.Conv2d) for module in task.model.modules()):
+    device = next(task.model.parameters()).device.type
+    convolves = any(isinstance(module, nn.Conv2d) for module in task.model.modules())
+    if wanted == "auto" and convolves and not emulates_bfloat16(device):
         dtype, why = faster_dtype(task)
     report = probe(width, task.batches(0, 0, 1)[0].tokens, wanted=dtype)
     return report if why is None else dataclasses.replace(report, why=why)

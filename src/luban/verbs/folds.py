@@ -12,11 +12,11 @@ from typing import Any
 from luban.console import Show
 from luban.durable import new_folder, read_json, write_json
 from luban.errors import InputError, LubanError
-from luban.evaluation.report import write_report
 from luban.machine import peak_rss_bytes
 from luban.recipe import Recipe
 from luban.run import Run
 from luban.verbs.decisions import with_values
+from luban.verbs.records import write_page
 
 Part = Callable[[Run, Recipe, bool], Mapping[str, Any]]
 
@@ -122,7 +122,7 @@ def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
     }
     write_json(run.result, result, run.fs)
     run.event("finished", f"{head['name']} {head['value']:.4f} over {len(results)} folds")
-    write_report(run.folder, run.fs)
+    write_page(run)
 
 
 def _student(freedom: int) -> float:

@@ -100,6 +100,16 @@ class RunRecord:
             sink.close(ended)
 
 
+def write_page(run: Run) -> None:
+    """Write the run's report.html from its files.
+
+    What draws it is imported here: a tenth of a second for which step 1 need not wait.
+    """
+    from luban.evaluation.report import write_report
+
+    write_report(run.folder, run.fs)
+
+
 def require_loggers(loggers: Sequence[str]) -> None:
     """Refuse a logger that is not installed, before anything is prepared for it.
 

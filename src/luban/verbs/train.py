@@ -16,7 +16,6 @@ from luban import tasks
 from luban.console import Show
 from luban.durable import folder_bytes, read_json, write_json
 from luban.errors import InputError, LubanError, Stopped
-from luban.evaluation.report import write_report
 from luban.machine import MachineReport, peak_rss_bytes
 from luban.planning.forecast import Forecast
 from luban.recipe import Recipe
@@ -34,7 +33,7 @@ from luban.training.precision import dtype_named
 from luban.verbs.beginning import begin, started_from, with_its_start
 from luban.verbs.card import model_card
 from luban.verbs.folds import folds_of, train_folds
-from luban.verbs.records import RunRecord, SilentRecord, require_loggers
+from luban.verbs.records import RunRecord, SilentRecord, require_loggers, write_page
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class _Training:
             result: dict[str, Any] = read_json(run.result)
             show.line(f"{run.folder} is finished")
             if self.first and not (run.folder / "report.html").is_file():
-                write_report(run.folder, run.fs)
+                write_page(run)
             return Outcome(run.folder, result)
         require_loggers(self.recipe.train.loggers)
         if self.first and not self.resuming:
@@ -213,7 +212,7 @@ class _Training:
                 with contextlib.suppress(
                     Exception
                 ):  # nor a report that cannot be written: memory may be short
-                    write_report(self.run.folder, self.run.fs)
+                    write_page(self.run)
             raise
 
     def _loop(self, task: Learner, machine: MachineReport, plan: Mapping[str, Any]) -> Loop:
@@ -314,7 +313,7 @@ class _Training:
         result["measured"] = self._measured(evaluation, progress, seconds)
         write_json(run.result, result, run.fs)
         run.event("finished", f"{evaluation.primary} {evaluation.figures[evaluation.primary]:.4f}")
-        write_report(run.folder, run.fs)
+        write_page(run)
         show.clear()
         self.plan.wait()
         return Outcome(run.folder, result)
