@@ -55,7 +55,7 @@ def within_rehearsal(build: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(build)
     def call(*arguments: Any, **named: Any) -> Any:
         learner = build(*arguments, **named)
-        for attribute in ("quick", "samples", "largest_evaluation"):
+        for attribute in ("rehearse_quick", "samples", "largest_evaluation"):
             setattr(learner, attribute, timed(f"rehearsal: {attribute}", getattr(learner, attribute)))
         return learner
 

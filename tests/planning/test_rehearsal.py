@@ -1,5 +1,6 @@
 """A rehearsal changes nothing: not the weights, not the folder, not what the run then does."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ def test_weights_and_folder_are_as_before_and_the_parts_are_priced(task: Task, t
     weights = sum(p.numel() * 4 for p in task.model.parameters())
     assert 2 * weights < found.checkpoint_bytes < 4 * weights + 20_000
     assert found.peak_bytes > 10_000_000
+
+
+def test_what_was_left_out_of_an_evaluation_is_priced_in(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "rehearse_quick", lambda: time.sleep(0.2) or 0.25)
+    assert 0.8 <= run(task, tmp_path).evaluation_seconds < 1.6
+
+
+def test_a_share_of_the_quick_evaluation_is_rehearsed(task: Task) -> None:
+    assert 0.0 < task.rehearse_quick() <= 1.0
 
 
 def test_one_of_several_processes_rehearses_its_share(task: Task, tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_flops_are_three_times_those_of_the_forward_pass(data: PreparedRows) -> 
     assert one.flops(batch) == one.flops(batch) == 3 * forward > 0
 
 
+def test_a_share_of_quick_is_rehearsed(data: PreparedRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, measured = learner(data), []
+    monkeypatch.setattr(one, "_measured", measured.append)
+    for quick, rehearsed in ((1, 1), (16, 16), (50, 17), (2_000, 500)):
+        monkeypatch.setattr(one, "_quick_rows", lambda count=quick: np.arange(count))
+        assert one.rehearse_quick() == rehearsed / quick
+        assert len(measured[-1]) == rehearsed
+
+
 def test_the_network_is_drawn_from_the_recipes_seed(data: PreparedRows) -> None:
     def weights(seed: int) -> torch.Tensor:
         train = {"steps": 9, "batch": 8, "learning_rate": 1e-3, "seed": seed}

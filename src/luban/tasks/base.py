@@ -144,6 +144,9 @@ class Learner(Protocol):
     def quick(self) -> Mapping[str, float]:
         """Measure a fixed part of the held-out data; the primary figure comes first."""
 
+    def rehearse_quick(self) -> float:
+        """Do a share of what `quick` does, and return that share, up to 1."""
+
     def evaluate(self, *, stop: Callable[[], None]) -> Evaluation:
         """Measure all of it."""
 

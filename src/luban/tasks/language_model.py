@@ -251,6 +251,11 @@ class LanguageModel:
         primary = self.settings.evaluate.primary
         return {primary: figures[primary], **figures}
 
+    def rehearse_quick(self) -> float:
+        """Measure every fourth batch of `quick`, and return what share of its tokens that was."""
+        measured = self._measure(limit=QUICK_TOKENS, stop=lambda: None, thinned=4)
+        return min(1.0, sum(measured.tokens.values()) / min(QUICK_TOKENS, len(self.data.validation)))
+
     def evaluate(self, *, stop: Callable[[], None]) -> Evaluation:
         """Measure all held-out text, with intervals, and show the best and worst predicted documents."""
         return evaluation_of(
@@ -327,7 +332,7 @@ class LanguageModel:
         state = {"task": self.name, "length": self._length, "primary": self.settings.evaluate.primary}
         save_model(folder, self.model, self.tokenizer, task_state=state, card=card, fs=fs)
 
-    def _measure(self, *, limit: int | None, stop: Callable[[], None]) -> TextLoss:
+    def _measure(self, *, limit: int | None, stop: Callable[[], None], thinned: int = 1) -> TextLoss:
         return measure(
             self.model,
             self.data.validation,
@@ -335,6 +340,7 @@ class LanguageModel:
             length=self._length,
             stride=self.settings.evaluate.stride or self._length,
             limit=limit,
+            thinned=thinned,
             stop=stop,
         )
 

@@ -46,6 +46,7 @@ def measure(
     length: int,
     stride: int,
     limit: int | None = None,
+    thinned: int = 1,
     stop: Callable[[], None] = lambda: None,
 ) -> TextLoss:
     """Sum the loss of every token of every document as a target exactly once; the end token is not counted.
@@ -57,6 +58,7 @@ def measure(
         length: context in tokens.
         stride: with `stride < length` each token but the first ones sees at least `length - stride` tokens before it.
         limit: measure only about so many target tokens: every n-th batch.
+        thinned: of the batches that are measured take the first, and every so many-th after it.
         stop: called between batches; raises to stop.
     """
     total, device = TextLoss(), next(model.parameters()).device
@@ -64,7 +66,7 @@ def measure(
     batches = sequential(shards, length, stride, rows=max(1, tokens // length), begin=end_id)
     every = 1 if limit is None else max(1, len(shards) // limit)
     with torch.no_grad():
-        for batch in islice(batches, 0, None, every):
+        for batch in islice(batches, 0, None, every * thinned):
             stop()
             inputs = torch.from_numpy(batch.inputs).to(device)
             targets = torch.from_numpy(batch.targets).to(device)
