@@ -50,6 +50,7 @@ class RowOrder:
         self._count, self._batch, self._seed = count, batch, seed
         self._costs, self._batch_cost, self._weights = costs, batch_cost, weights
         self._epoch = lru_cache(maxsize=2)(self._batches_of)
+        self._starts = lru_cache(maxsize=2)(self._starts_of)
         self._ends = [0]
 
     def rows(self, step: int) -> Integers:
@@ -60,8 +61,8 @@ class RowOrder:
     def positions(self, step: int) -> Integers:
         """Return where each row of a step stands in the run, counted from its first row: the seed of its draws."""
         epoch, within = self._place(step)
-        before = sum(len(rows) for rows in self._epoch(epoch)[:within])
-        return np.arange(len(self._epoch(epoch)[within]), dtype=np.int64) + (epoch * self._count + before)
+        first, end = self._starts(epoch)[within : within + 2]
+        return np.arange(first, end, dtype=np.int64)
 
     def epoch(self, step: int) -> float:
         """Return how many epochs `step` steps are."""
@@ -105,6 +106,11 @@ class RowOrder:
         # A short batch stays the last: the others are of one size, and an epoch has as many as its rows ask for.
         last = [batches.pop()] if self._batch_cost is None and len(batches[-1]) < self._batch else []
         return [batches[number] for number in draws.permutation(len(batches))] + last
+
+    def _starts_of(self, epoch: int) -> Integers:
+        """Return where each batch of an epoch begins, counted from the run's first row, and where the last ends."""
+        sizes = [len(rows) for rows in self._epoch(epoch)]
+        return np.concatenate(([0], np.cumsum(sizes))) + epoch * self._count
 
     def _of_like_cost(self, order: Integers, costs: Integers) -> list[Integers]:
         pool = POOL * (self._batch if self._batch_cost is None else self._rows_within(costs))

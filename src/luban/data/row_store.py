@@ -182,7 +182,7 @@ class RowSet:
         columns, lengths = {}, {}
         for name, column in self._columns.items():
             if column.offsets is None:
-                columns[name] = column.values[rows]
+                columns[name] = column.values.take(rows, axis=0)
                 continue
             starts = column.offsets[rows]
             size = column.offsets[rows + 1] - starts
@@ -224,4 +224,8 @@ def _mapped(path: Path, dtype: str, count: int) -> Array:
     found = path.stat().st_size if path.is_file() else -1
     if found != wanted:
         raise CheckpointError(f"{path} has {found} bytes, its columns say {wanted}")
-    return np.memmap(path, np.dtype(dtype), "r", shape=(count,)) if count else np.zeros(0, np.dtype(dtype))
+    if not count:
+        return np.zeros(0, np.dtype(dtype))
+    return np.asarray(
+        np.memmap(path, np.dtype(dtype), "r", shape=(count,))
+    )  # plain: its class costs each look a little

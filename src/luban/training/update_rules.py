@@ -198,23 +198,23 @@ class Adam(_Elementwise):
     def _update(
         self, moved: list[Tensor], gradients: list[Tensor], held: Held, group: dict[str, Any]
     ) -> None:
-        adam(
-            moved,
-            gradients,
-            held["exp_avg"],
-            held["exp_avg_sq"],
-            [],
-            held["step"],
-            fused=self._fused,
-            decoupled_weight_decay=self.decoupled,
-            amsgrad=False,
-            beta1=self._betas[0],
-            beta2=self._betas[1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=_EPS,
-            maximize=False,
-        )
+        settings = {
+            "amsgrad": False,
+            "beta1": self._betas[0],
+            "beta2": self._betas[1],
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+            "eps": _EPS,
+            "maximize": False,
+        }
+        tensors = moved, gradients, held["exp_avg"], held["exp_avg_sq"], [], held["step"]
+        if not self._fused:
+            adam(*tensors, decoupled_weight_decay=self.decoupled, **settings)
+            return
+        # What `adam` does with its fused kernel, without sorting the tensors by device and type first.
+        torch._foreach_add_(held["step"], 1)
+        kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        kernel(*tensors, **settings)
 
 
 class AdamW(Adam):
