@@ -226,6 +226,5 @@ def _mapped(path: Path, dtype: str, count: int) -> Array:
         raise CheckpointError(f"{path} has {found} bytes, its columns say {wanted}")
     if not count:
         return np.zeros(0, np.dtype(dtype))
-    return np.asarray(
-        np.memmap(path, np.dtype(dtype), "r", shape=(count,))
-    )  # plain: its class costs each look a little
+    # A plain array: of the class of mapped ones, each look into it costs more.
+    return np.asarray(np.memmap(path, np.dtype(dtype), "r", shape=(count,)))

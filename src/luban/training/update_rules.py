@@ -207,7 +207,8 @@ class Adam(_Elementwise):
             "eps": _EPS,
             "maximize": False,
         }
-        tensors = moved, gradients, held["exp_avg"], held["exp_avg_sq"], [], held["step"]
+        largest: list[Tensor] = []  # of AMSGrad, which there is not
+        tensors = moved, gradients, held["exp_avg"], held["exp_avg_sq"], largest, held["step"]
         if not self._fused:
             adam(*tensors, decoupled_weight_decay=self.decoupled, **settings)
             return
