@@ -1,10 +1,12 @@
 """ResNet against transformers' in both directions; the small stem against the layers it stands for."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
@@ -16,7 +18,7 @@ from luban.models.image_layouts import (
     write_image_config,
     write_image_weights,
 )
-from luban.models.resnet import ResNet, ResNetConfig
+from luban.models.resnet import Convolution, ResNet, ResNetConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -112,3 +114,16 @@ def test_what_luban_does_not_have_is_refused_by_name(change: dict, message: str)
 def test_transformers_cannot_say_the_small_stem() -> None:
     with pytest.raises(InputError, match="small stem"):
         write_image_config(ResNetConfig(2), ["a", "b"])
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 12])
+def test_gradients_of_narrow_shortcuts_are_right_whatever_lies_side_by_side(width: int) -> None:
+    """Channels side by side and few of them: what oneDNN computes for a strided filter of one place is wrong then."""
+    torch.manual_seed(0)
+    shortcut = Convolution(width, 8, kernel=1, stride=2)
+    x, mixed = torch.randn(16, width, 16, 16), torch.randn(16, 8, 8, 8)
+    exact = copy.deepcopy(shortcut).double()
+    (shortcut(x.to(memory_format=torch.channels_last)) * mixed).sum().backward()
+    (exact.normalization(F.conv2d(x.double(), exact.convolution.weight, stride=2)) * mixed).sum().backward()
+    found, wanted = shortcut.convolution.weight.grad, exact.convolution.weight.grad
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-3)

@@ -332,7 +332,7 @@ class Scene:
 
         self._patches = [
             mock.patch.object(decisions, "rehearse", once),
-            mock.patch.object(verb, "write_report", lambda *where, **how: None),
+            mock.patch.object(verb, "write_page", lambda *where, **how: None),
             mock.patch.object(machine, "measure_matmul", lambda *shape: 1e10),
             mock.patch.object(machine, "measure_bandwidth", lambda *device: 1e10),
             mock.patch.object(FileSystem, "sync", lambda self, file: file.flush()),
