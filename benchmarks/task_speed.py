@@ -228,7 +228,9 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, required=True, help="Python of the peers' environment")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="in results/: fills the section of that name in README.md"
+    )
     options = parser.parse_args()
     heed_termination()
     settings = ["luban", "torch-shipped", "jax-shipped"]
@@ -246,8 +248,8 @@ def main() -> None:
                     result = {"processor": device_name(), "summary": summarise(rows), "rows": rows}
                     options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print("\n" + page(result))
-    if options.out == RESULTS:
-        put_section(HERE / "README.md", "task-speed", page(result))
+    if options.out.resolve().parent == RESULTS.parent:
+        put_section(HERE / "README.md", options.out.stem, page(result))
 
 
 if __name__ == "__main__":
