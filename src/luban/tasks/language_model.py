@@ -254,7 +254,8 @@ class LanguageModel:
     def rehearse_quick(self) -> float:
         """Measure every fourth batch of `quick`, and return what share of its tokens that was."""
         measured = self._measure(limit=QUICK_TOKENS, stop=lambda: None, thinned=4)
-        return min(1.0, sum(measured.tokens.values()) / min(QUICK_TOKENS, len(self.data.validation)))
+        share = sum(measured.tokens.values()) / max(1, min(QUICK_TOKENS, len(self.data.validation)))
+        return min(1.0, share) or 1.0
 
     def evaluate(self, *, stop: Callable[[], None]) -> Evaluation:
         """Measure all held-out text, with intervals, and show the best and worst predicted documents."""
