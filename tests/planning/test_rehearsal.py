@@ -13,6 +13,7 @@ from luban.errors import Stopped, StorageError
 from luban.planning.rehearsal import rehearse
 from luban.recipe_reader import read_recipe
 from luban.signals import StopRequest
+from luban.tasks import language_model
 from luban.tasks.base import Task
 
 
@@ -67,8 +68,16 @@ def test_what_was_left_out_of_an_evaluation_is_priced_in(
     assert 0.8 <= run(task, tmp_path).evaluation_seconds < 1.6
 
 
-def test_a_share_of_the_quick_evaluation_is_rehearsed(task: Task) -> None:
-    assert 0.0 < task.rehearse_quick() <= 1.0
+@pytest.mark.parametrize("limit", [256, 1_000, 1 << 20])
+def test_the_share_of_the_quick_evaluation_is_that_of_its_tokens(
+    task: Any, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_model, "QUICK_TOKENS", limit)
+    part, whole = (
+        sum(task._measure(limit=limit, stop=lambda: None, thinned=thinned).tokens.values())
+        for thinned in (4, 1)
+    )
+    assert task.rehearse_quick() == pytest.approx(part / whole, rel=0.15)
 
 
 def test_one_of_several_processes_rehearses_its_share(task: Task, tmp_path: Path) -> None:

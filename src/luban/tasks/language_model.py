@@ -34,6 +34,7 @@ from luban.tasks.text_budget import FITTED_STEPS, choose, expected_loss, text_of
 from luban.tasks.text_evaluation import (
     EVALUATION_TOKENS,
     LanguageModule,
+    batches_between,
     evaluation_of,
     measure,
     measure_text,
@@ -254,8 +255,9 @@ class LanguageModel:
     def rehearse_quick(self) -> float:
         """Measure every fourth batch of `quick`, and return what share of its tokens that was."""
         measured = self._measure(limit=QUICK_TOKENS, stop=lambda: None, thinned=4)
-        share = sum(measured.tokens.values()) / max(1, min(QUICK_TOKENS, len(self.data.validation)))
-        return min(1.0, share) or 1.0
+        held_out = self.data.validation
+        quick = len(held_out) / batches_between(held_out, QUICK_TOKENS)  # tokens; up to twice QUICK_TOKENS
+        return min(1.0, sum(measured.tokens.values()) / max(1.0, quick)) or 1.0
 
     def evaluate(self, *, stop: Callable[[], None]) -> Evaluation:
         """Measure all held-out text, with intervals, and show the best and worst predicted documents."""

@@ -64,7 +64,7 @@ def measure(
     total, device = TextLoss(), next(model.parameters()).device
     tokens = EVALUATION_TOKENS if limit is None else min(EVALUATION_TOKENS, max(length, limit // 8))
     batches = sequential(shards, length, stride, rows=max(1, tokens // length), begin=end_id)
-    every = 1 if limit is None else max(1, len(shards) // limit)
+    every = 1 if limit is None else batches_between(shards, limit)
     with torch.no_grad():
         for batch in islice(batches, 0, None, every * thinned):
             stop()
@@ -85,6 +85,11 @@ def measure(
             document=document, bytes=round(int(size[2]) * share), characters=round(int(size[3]) * share)
         )
     return total
+
+
+def batches_between(shards: TokenShards, limit: int) -> int:
+    """Return n, where every n-th batch is measured so that together they are about `limit` tokens."""
+    return max(1, len(shards) // limit)
 
 
 def evaluation_of(
