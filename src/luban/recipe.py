@@ -325,7 +325,8 @@ class TrainRecipe(Section):
     the step again, and the rest of the run, in micro-batches of half as many windows. The batch of a step stays
     the same, its gradient too but for rounding and for what dropout draws."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto` takes bfloat16 only where it is measured 1.25 times as fast as float32; for matrix products narrower than 64 never."""
+    """`auto` takes bfloat16 only where it is measured 1.25 times as fast as float32; for matrix products narrower than
+    64 never."""
     compile: Literal["auto", "on", "off"] = "auto"
     """`auto` compiles where the budget is long enough to win back twice the time that compiling takes."""
     patience: Positive | None = None
