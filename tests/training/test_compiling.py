@@ -117,6 +117,23 @@ def test_an_error_before_the_trial_counts_as_much(
     assert told == ["compile is off: NotImplementedError"]
 
 
+@pytest.mark.parametrize(("set_before", "after"), [(None, True), (False, False)])
+def test_the_compiler_spares_its_trial_builds_where_nobody_asked_for_them(
+    model: Stack,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    set_before: bool | None,
+    after: bool,
+) -> None:
+    from torch._inductor import config
+
+    compile_to(doubled, monkeypatch)
+    seen: list[object] = []
+    with config.patch({"cpp.vec_isa_ok": set_before}):
+        Compiling(model, wanted=True, tell=told.append).prepare(lambda: seen.append(config.cpp.vec_isa_ok))
+    assert seen == [after]
+
+
 def test_without_a_cpp_compiler_torch_is_not_asked(
     model: Stack, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
