@@ -179,7 +179,7 @@ def _stream(folder: str, prompt: str, settings: Mapping[str, Any]) -> bool:
     if not hasattr(model, "stream"):
         return False
     click.echo(prompt, nl=False)
-    for piece in model.stream(prompt, **{"temperature": 0.8, **settings}):
+    for piece in model.stream(prompt, **settings):
         click.echo(piece, nl=False)
         sys.stdout.flush()
     click.echo()

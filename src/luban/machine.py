@@ -46,6 +46,9 @@ an activation of a convolutional network may be larger."""
 _EXTRAS = {
     "data": ("pyarrow", "zstandard"),
     "datasets": ("datasets",),
+    "images": ("PIL",),
+    "tables": ("sklearn",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow",),
 }

@@ -413,7 +413,7 @@ class LanguageModelRecipe(Recipe):
     """The recipe of a language model."""
 
     task: Literal["language-model"] = "language-model"
-    """What is learned; `language-model` is the only task so far."""
+    """What is learned."""
     data: TextData
     """Where the text comes from and how it becomes tokens."""
     model: DecoderModel = DecoderModel()

@@ -1,5 +1,6 @@
 """Figures of classifiers, against scikit-learn."""
 
+import itertools
 import json
 import warnings
 from typing import Any
@@ -85,16 +86,18 @@ def test_multilabel_figures_are_those_of_scikit_learn(rows: int, classes: int, s
     expected = {
         "accuracy": (targets == answers).all(1).mean(),
         "hamming_loss": (targets != answers).mean(),
-        "micro_f1": sk.f1_score(targets.ravel(), answers.ravel(), zero_division=0),
-        "macro_f1": np.mean(
-            [sk.f1_score(a, b, zero_division=0) for a, b in zip(targets.T, answers.T, strict=True)]
-        ),
+        "log_loss": -np.log(np.clip(np.where(targets > 0, chances, 1 - chances), 2.0**-52, 1)).mean(),
     }
+    parts = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}
+    for part, score in parts.items():
+        expected[f"micro_{part}"] = score(targets.ravel(), answers.ravel(), zero_division=0)
+        of_each = [score(a, b, zero_division=0) for a, b in zip(targets.T, answers.T, strict=True)]
+        expected[f"macro_{part}"] = np.mean(of_each)
     if rows > 1 and classes > 1:  # what scikit-learn takes for multilabel
         expected["accuracy"] = sk.accuracy_score(targets, answers)
         expected["hamming_loss"] = sk.hamming_loss(targets, answers)
-        for average in ("micro", "macro"):
-            expected[f"{average}_f1"] = sk.f1_score(targets, answers, average=average, zero_division=0)
+        for average, (part, score) in itertools.product(("micro", "macro"), parts.items()):
+            expected[f"{average}_{part}"] = score(targets, answers, average=average, zero_division=0)
     there = [n for n in range(classes) if 0 < targets[:, n].sum() < rows]
     if there:
         expected["roc_auc"] = sk.roc_auc_score(targets[:, there], chances[:, there], average="macro")

@@ -163,3 +163,14 @@ def test_the_interval_is_that_of_drawing_sentences() -> None:
         plain.append(again.figures()["entity_f1"])
     expected = np.quantile(plain, [0.025, 0.975])
     assert found.intervals(2000)["entity_f1"] == pytest.approx(expected, abs=0.15 * np.ptp(expected))
+
+
+def test_what_sentences_add_makes_the_figures_of_all() -> None:
+    found = Entities()
+    found.add(
+        [["B-PER", "I-PER", "O"], ["O", "B-LOC"], ["O"]],
+        [["B-PER", "I-PER", "O"], ["B-PER", "B-LOC"], ["B-LOC"]],
+    )
+    parts, figures = found.by_sentence(), found.figures()
+    for name in ("entity_f1", "token_accuracy"):
+        assert parts[name].sum() / parts[f"{name}/of"].sum() == pytest.approx(figures[name])

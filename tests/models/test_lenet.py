@@ -8,7 +8,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from luban.errors import InputError
+from luban.models.airbench import Airbench, AirbenchConfig
+from luban.models.dropout import dropout
+from luban.models.head import Head
 from luban.models.lenet import LeNet, LeNetConfig, SmallConvNet, SmallConvNetConfig
+from luban.models.resnet import ResNet, ResNetConfig
 
 
 @pytest.mark.parametrize(("height", "width", "flat"), [(28, 28, 400), (32, 12, 16 * 6), (13, 30, 16 * 5)])
@@ -81,3 +85,29 @@ def test_configurations_come_back_from_json_and_are_checked() -> None:
         SmallConvNetConfig(10, widths=(1, 2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="classes must be at least 1"):
         LeNetConfig(0)
+
+
+def test_dropout_zeroes_what_the_last_layer_reads_and_only_while_training() -> None:
+    networks = (
+        LeNet(LeNetConfig(classes=3, dropout=0.5)),
+        SmallConvNet(SmallConvNetConfig(classes=3, widths=(4, 4, 4, 4), dropout=0.5)),
+        ResNet(ResNetConfig(classes=3, channels=1, stem_width=4, widths=(4,), depths=(1,), dropout=0.5)),
+        Airbench(AirbenchConfig(classes=3, channels=1, widths=(4, 4, 4), dropout=0.5)),
+    )
+    for network in networks:
+        torch.manual_seed(0)
+        images = torch.randn(8, 1, 28, 28)
+        network(images)  # norms have seen something
+        network.eval()
+        assert torch.equal(network(images), network(images))
+        head = next(module for module in network.modules() if isinstance(module, Head))
+        read: list[torch.Tensor] = []
+        head.register_forward_pre_hook(lambda module, inputs, read=read: read.append(inputs[0]))
+        network.train()
+        torch.manual_seed(1)
+        logits = network(images)
+        torch.manual_seed(1)
+        bias = 0.0 if head.bias is None else head.bias
+        scale = 1 / 9 if isinstance(network, Airbench) else 1.0
+        expected = (dropout(read[0], 0.5, True) @ head.weight.T + bias) * scale
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)

@@ -120,6 +120,25 @@ def test_the_primary_figure_comes_first_and_quick_is_evaluate_on_the_same_rows(d
     assert quick == pytest.approx(again)
 
 
+@pytest.mark.parametrize(
+    ("primary", "direction"),
+    [(None, "max"), ("accuracy", "max"), ("log_loss", "min"), ("ece", "min"), ("roc_auc", "max")],
+)
+def test_the_direction_is_that_of_the_figure_which_counts(
+    data: PreparedRows, primary: str | None, direction: str
+) -> None:
+    one = learner(data, evaluate={"primary": primary, "bootstrap": 0})
+    one.model.eval()
+    assert one.minimise == (direction == "min")
+    assert one.evaluate(stop=lambda: None).direction == direction
+
+
+def test_prepared_rows_without_the_column_of_a_slice_are_refused_before_training(data: PreparedRows) -> None:
+    with pytest.raises(RecipeError, match="kept without these columns") as refused:
+        learner(data, evaluate={"slices": ["source"]})
+    assert (refused.value.received, refused.value.where) == (["source"], "evaluate.slices")
+
+
 def test_a_figure_that_there_is_not_is_refused_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match="the task has no such figure") as refused:
         primary_of({"accuracy": 1.0, "macro_f1": 0.5}, "macro_f")

@@ -279,3 +279,88 @@ def test_tags_without_spans_are_measured_token_by_token(tmp_path: Path) -> None:
     assert result["primary"]["name"] == "token_accuracy"
     assert set(result["metrics"]) == {"token_accuracy", "sentence_accuracy"}
     assert "entities" not in load(tmp_path / "run").predict(["the cat"])[0]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"label_smoothing": 0.1},
+        {"focal": 2.0},
+        {"class_weights": "balanced"},
+        {"class_weights": {"B-PER": 3.0}},
+    ],
+)
+def test_the_loss_of_tags_by_themselves_is_that_of_classes(
+    prepare: Prepare, objective: dict[str, Any]
+) -> None:
+    data = prepare(sentences(40))
+    settings = SequenceLabelling.recipe.model_validate(recipe("x", objective=objective, model={"crf": False}))
+    task = SequenceLabelling(settings, data.fitted)
+    torch.manual_seed(0)
+    model = task.build().eval()
+    columns, lengths = data.train.gather(np.arange(8))
+    tensors = task.collate(columns, lengths)
+    logs = task.outputs(model, tensors).detach().log_softmax(-1)  # (rows, length, tags)
+    tags, counts = data.fitted.state["tags"], np.array(data.fitted.state["tag_counts"], np.float64)
+    weights = np.ones(len(tags))
+    match objective.get("class_weights"):
+        case "balanced":
+            weights = 1 / counts
+        case {"B-PER": share}:
+            weights[tags.index("B-PER")] = share
+    weights *= counts.sum() / (weights * counts).sum()
+    smooth, gamma, expected = objective.get("label_smoothing", 0.0), objective.get("focal", 0.0), 0.0
+    for row, place in tensors["words_mask"].nonzero().tolist():
+        tag = int(tensors["tags"][row, place])
+        own = float(logs[row, place, tag])
+        loss = -own * (1 - np.exp(own)) ** gamma
+        loss = (1 - smooth) * loss - smooth * float(logs[row, place].mean())
+        expected += weights[tag] * loss
+    assert float(task.batch_loss(model, tensors)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_balanced_sampling_draws_sentences_by_their_rarest_tag(prepare: Prepare) -> None:
+    data = prepare(sentences(40))
+    settings = SequenceLabelling.recipe.model_validate(recipe("x", objective={"sampling": "balanced"}))
+    drawn = SequenceLabelling(settings, data.fitted).weights(data.train)
+    often = dict(zip(data.fitted.state["tags"], data.fitted.state["tag_counts"], strict=True))
+    expected = [max(1 / often[tag] for tag in row["values"]["tags"]) for row in data.train.rows()]
+    np.testing.assert_allclose(drawn, expected)
+    assert (
+        SequenceLabelling(SequenceLabelling.recipe.model_validate(recipe("x")), data.fitted).weights(
+            data.train
+        )
+        is None
+    )
+
+
+def test_a_field_and_a_loss_of_single_tags_exclude_each_other() -> None:
+    for objective in ({"focal": 1.0}, {"label_smoothing": 0.1}, {"class_weights": "balanced"}):
+        with pytest.raises(ValueError, match=r"add model\.crf=false"):
+            SequenceLabelling.recipe.model_validate(recipe("x", objective=objective))
+
+
+@pytest.mark.parametrize("network", ["lstm", "gru"])
+def test_a_sentence_is_read_from_one_end_where_the_recipe_says_so(prepare: Prepare, network: str) -> None:
+    data = prepare(sentences(40))
+    model = {"network": network, "bidirectional": False, "unknown": 0.0}
+    task = SequenceLabelling(SequenceLabelling.recipe.model_validate(recipe("x", model=model)), data.fitted)
+    tagger = task.build().eval()
+    tensors = task.collate(*data.train.gather(np.arange(4)))
+    before = task.outputs(tagger, tensors)
+    tensors["words"][:, 2:] = 1  # what comes later
+    tensors["letters"][:, 2:] = 1
+    after = task.outputs(tagger, tensors)
+    torch.testing.assert_close(before[:, :2], after[:, :2])
+    assert not torch.allclose(before[:, 2:], after[:, 2:])
+
+
+def test_figures_of_sentences_by_a_column(prepare: Prepare, tmp_path: Path) -> None:
+    rows = [{**row, "source": "ab"[n % 2]} for n, row in enumerate(sentences(80))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    made = recipe(
+        str(tmp_path / "rows.jsonl"), evaluate={"slices": ["source"], "bootstrap": 0}, train={"steps": 2}
+    )
+    evaluation = json.loads((train(made, out=tmp_path / "run").folder / "evaluation.json").read_text("utf-8"))
+    assert {entry["value"] for entry in evaluation["slices"]} == {"a", "b"}
+    assert {entry["column"] for entry in evaluation["slices"]} == {"source"}

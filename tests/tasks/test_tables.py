@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from luban.data.row_sets import PreparedRows
 from luban.data.statistics import quantile_bins
 from luban.data.table_columns import mean_numbers
-from luban.errors import DataError, InputError, LubanError
+from luban.errors import DataError, InputError, LubanError, RecipeError
 from luban.metrics.calibration import temperature
 from luban.tasks.row_learner import RowLearner
 from luban.tasks.tabular import Tabular
@@ -309,6 +309,43 @@ def test_slices_name_a_column_that_is_used(tmp_path: Path) -> None:
         prepared(tmp_path, recipe_of({"train": place}, evaluate={"slices": ["plase"]}))
 
 
+def test_figures_by_a_column_that_the_network_does_not_see(tmp_path: Path) -> None:
+    place = write(tmp_path / "rows.jsonl", flats(60))
+    recipe = recipe_of(
+        {"train": place, "ignore": ["place"]},
+        evaluate={"slices": ["place"], "bootstrap": 0},
+        train={"steps": 2},
+    )
+    run = train(recipe.model_dump(mode="json", exclude_unset=True), out=tmp_path / "run").folder
+    evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))
+    assert {entry["column"] for entry in evaluation["slices"]} == {"place"}
+    assert {entry["value"] for entry in evaluation["slices"]} <= {row["place"] for row in flats(60)}
+    assert PreparedRows(run / "data").fitted.state["roles"]["used"] == ["size"]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{"focal": 1.0}, {"label_smoothing": 0.1}, {"class_weights": "balanced"}, {"sampling": "balanced"}],
+)
+def test_what_is_said_of_classes_is_refused_where_the_target_is_a_number(
+    tmp_path: Path, objective: dict[str, Any]
+) -> None:
+    place = write(tmp_path / "rows.jsonl", houses(40))
+    recipe = recipe_of({"train": place}, objective=objective)
+    with pytest.raises(RecipeError, match="the target is a number") as refused:
+        Tabular.learner(recipe, prepared(tmp_path / "data", recipe))
+    ((name, value),) = objective.items()
+    assert refused.value.received == [f"{name}={value}"]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu", "tanh", "sigmoid"])
+def test_the_perceptrons_activation_is_the_recipes(tmp_path: Path, activation: str) -> None:
+    found = learner(
+        tmp_path, flats(40), flats(8), model={"network": "mlp", "activation": activation, "layers": 2}
+    )
+    assert found.model.mlp.config.activation == activation  # type: ignore[union-attr]
+
+
 def test_a_row_of_other_columns_and_one_without_target_are_counted_with_their_lines(tmp_path: Path) -> None:
     good = "".join(f"{row['size']},{row['place']},{row['rented']}\n" for row in flats(40))
     place = write(tmp_path / "rows.csv", f"size,place,rented\n{good}1,hill\n1,hill,yes,7\n5,hill,?\n")
@@ -321,7 +358,7 @@ def test_a_row_of_other_columns_and_one_without_target_are_counted_with_their_li
 def test_a_file_without_header_gets_its_columns_from_the_recipe(tmp_path: Path) -> None:
     text = "".join(f"{row['size']},{row['place']},{row['rented']}\n" for row in flats(40))
     data = split(tmp_path, text, text, suffix="csv", columns=["size", "place", "rented"])
-    assert data.fitted.state["roles"] == {"target": "rented", "used": ["size", "place"]}
+    assert data.fitted.state["roles"] == {"target": "rented", "used": ["size", "place"], "beside": []}
     assert len(data.train) == 40
 
 

@@ -72,11 +72,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("columns", "asked", "found"),
     [
-        (["de", "en"], {}, ("de", "en")),
-        (["German", "English"], {}, ("German", "English")),
         (["target", "source"], {}, ("source", "target")),
         (["Answer", "prompt"], {}, ("prompt", "Answer")),
-        (["output", "answer"], {}, ("output", "answer")),
+        (["de", "output", "note"], {"source": "de"}, ("de", "output")),
+        (["src", "en"], {}, ("src", "en")),
         (["de", "en"], {"target": "de"}, ("en", "de")),
         (["de", "en"], {"source": "en"}, ("en", "de")),
         (["source", "de"], {"target": "source"}, ("de", "source")),
@@ -91,19 +90,60 @@ def test_a_side_is_found_by_its_name_or_is_what_the_other_leaves_of_two_columns(
     assert (roles["source"], roles["target"]) == found
 
 
-def test_which_of_three_columns_is_a_side_is_not_guessed() -> None:
-    for asked in ({}, {"target": "en"}):
-        with pytest.raises(DataError, match=r"it cannot be told which column data\.source is"):
-            Translation(validated("x", data=asked)).roles(["id", "de", "en"])
+def test_which_column_is_a_side_is_not_guessed() -> None:
+    with pytest.raises(DataError, match=r"it cannot be told which column data\.source is"):
+        Translation(validated("x", data={"target": "en"})).roles(["id", "de", "en"])
+    for columns in (["id", "de", "en"], ["ein Hund", "a dog"]):  # the latter has no header
+        with pytest.raises(DataError, match="it cannot be told which columns are source and target") as error:
+            Translation(validated("x")).roles(columns)
+        assert "data.source=COLUMN data.target=COLUMN" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "asked"),
+    [
+        ("de\ten\ttopic\n", {"source": "de", "target": "en"}),
+        ("de\ten\ttopic\n", {"columns": ["de", "en"]}),
+        ("", {"columns": ["0", "1"]}),
+    ],
+)
+def test_the_sides_of_a_table_are_those_that_the_recipe_names(
+    tmp_path: Path, head: str, asked: dict[str, Any]
+) -> None:
+    rows = "".join(f"{row['source']} {n}\t{row['target']} {n}\tx\n" for n, row in enumerate(pairs(30)))
+    (tmp_path / "rows.tsv").write_text(head + rows, "utf-8")
+    settings = validated(str(tmp_path / "rows.tsv"), data=asked)
+    data = Translation.prepare(settings, tmp_path / "out", stop=lambda: None, progress=lambda *_: None)
+    shown = next(iter(data.train.rows()))["values"]
+    assert shown.keys() == {"source", "target"}
+    roles = data.fitted.state["roles"]
+    known = Translation(settings, data.fitted)
+    named = known.clean({roles["source"]: "ein Hund", roles["target"]: "a dog"}, roles)
+    assert named == known.clean({"source": "ein Hund", "target": "a dog"}, roles)
+
+
+def test_figures_of_pairs_by_a_column_of_their_table(tmp_path: Path) -> None:
+    rows = [{**row, "topic": "ab"[n % 2]} for n, row in enumerate(pairs(40))]
+    path = write(tmp_path / "rows.jsonl", rows)
+    settings = validated(path, evaluate={"slices": ["topic"]})
+    data = Translation.prepare(settings, tmp_path / "out", stop=lambda: None, progress=lambda *_: None)
+    assert {row["values"]["topic"] for row in data.train.rows()} == {"a", "b"}
+    wrong = validated(path, evaluate={"slices": ["topics"]})
+    with pytest.raises(DataError, match="the rows have no such column") as error:
+        Translation.prepare(wrong, tmp_path / "other", stop=lambda: None, progress=lambda *_: None)
+    assert (error.value.where, error.value.fix) == (
+        "evaluate.slices",
+        "did you mean evaluate.slices=topic? there are: source, target, topic",
+    )
 
 
 def test_bad_pairs_are_counted_by_kind(prepare: Prepare) -> None:
     bad = [
         ({"source": "", "target": "x"}, "empty_row", "the source is empty"),
         ({"source": "x", "target": " "}, "empty_row", "the target is empty"),
-        ({"source": "x"}, "missing_column", "no column 'target'; there are: source"),
-        ({"source": "x", "target": None}, "empty_row", "the target is empty"),
-        ({"source": 3, "target": "x"}, "not_text", "the source is int, not text"),
+        ({"source": "x"}, "missing_value", "the row has no target"),
+        ({"source": "x", "target": None}, "missing_value", "the row has no target"),
+        ({"source": 3, "target": "x"}, "not_text", "the source is no text; received '3'"),
         ({"source": "x" * 50, "target": "y"}, "too_long", "51 and 2 tokens, data.length is 40"),
     ]
     for row, kind, detail in bad:

@@ -131,6 +131,7 @@ def test_the_compiler_spares_its_trial_builds_where_nobody_asked_for_them(
     seen: list[object] = []
     with config.patch({"cpp.vec_isa_ok": set_before}):
         Compiling(model, wanted=True, tell=told.append).prepare(lambda: seen.append(config.cpp.vec_isa_ok))
+        assert config.cpp.vec_isa_ok is set_before
     assert seen == [after]
 
 

@@ -17,6 +17,8 @@ from luban.evaluation.comparing import _labels
 from luban.evaluation.pairing import Measured, pair
 from luban.metrics.document_losses import DocumentLosses
 from luban.metrics.intervals import paired_interval
+from luban.metrics.paired import paired_difference
+from luban.metrics.row_scores import RowScores
 from luban.metrics.text_loss import LN2
 from luban.verbs.compare import compare, told
 from luban.verbs.train import train
@@ -239,3 +241,23 @@ def test_an_interrupted_run_is_compared_by_what_it_logged(finished: Path, tmp_pa
     assert found.figures["bits_per_byte"]["part"]["step"] == 12.0
     assert "part did not finish: it ended without a word" in told(found)
     assert "part has no record" in found.pairings["part"].why
+
+
+def test_rows_are_paired_with_a_p_value_and_figures_that_are_ratios_by_their_parts() -> None:
+    draws = np.random.default_rng(0)
+    digest = np.arange(60, dtype=np.int64)
+    hits, there = draws.integers(0, 3, (2, 60)).astype(float), np.full(60, 4.0)
+    right = (draws.random((2, 60)) < [[0.5], [0.9]]).astype(float)
+    sides = [
+        RowScores(digest, {"accuracy": right[n], "entity_f1": 2 * hits[n], "entity_f1/of": there})
+        for n in (0, 1)
+    ]
+    measured = [Measured(name, "finished", None, scores) for name, scores in zip("ab", sides, strict=True)]
+    found = pair(*measured, resamples=200)
+    assert found.differences.keys() == {"accuracy", "entity_f1"}
+    assert found.differences["entity_f1"][0] == pytest.approx(
+        (2 * hits[1].sum() - 2 * hits[0].sum()) / there.sum()
+    )
+    assert found.chances.keys() == {"accuracy"}
+    assert found.chances["accuracy"] == paired_difference(right[0], right[1]).p < 0.001
+    assert found.as_json()["differences"]["accuracy"]["p"] == found.chances["accuracy"]

@@ -57,7 +57,7 @@ def test_it_finds_this_machine_fit_and_leaves_nothing_behind(
 @pytest.mark.usefixtures("quick")
 def test_each_missing_extra_says_what_it_costs_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = machine.importlib.util.find_spec
-    absent = {"pyarrow", "tensorboard", "mlflow", "datasets"}
+    absent = {"pyarrow", "tensorboard", "mlflow", "datasets", "PIL", "sklearn", "onnx"}
     monkeypatch.setattr(
         machine.importlib.util, "find_spec", lambda name: None if name in absent else plain(name)
     )

@@ -17,6 +17,7 @@ from luban.durable import sha256
 from luban.errors import DataError, InputError, RecipeError, Stopped
 from luban.evaluation.standing import standing_of
 from luban.signals import StopRequest
+from luban.tasks.tabular import Tabular
 from luban.tasks.text_classification import TextClassification
 from luban.training.faults import Faults
 from luban.verbs.folds import folds_of
@@ -192,3 +193,24 @@ def test_what_cannot_be_in_folds_is_refused(recipe: dict[str, Any], tmp_path: Pa
         train({**recipe, "data": {**recipe["data"], "folds": 100}}, out=tmp_path / "c")
     one = TextClassification.recipe.model_validate({**recipe, "data": {**recipe["data"], "fold": 1}})
     assert folds_of(one) is None
+
+
+def test_simpler_models_stand_beside_the_mean_of_the_folds(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    rows = Tabular.sample(90, random.Random(1))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    made = Tabular.example(str(tmp_path / "rows.jsonl"))
+    recipe = {
+        **made,
+        "data": {**made["data"], "folds": 2},
+        "train": {"steps": 2, "batch": 8, "compile": "off"},
+        "evaluate": {"bootstrap": 0},
+    }
+    run = train(recipe, out=tmp_path / "run").folder
+    folds = [told(run / "folds" / f"fold-{n}", "evaluation.json")["baselines"] for n in (1, 2)]
+    whole = told(run, "evaluation.json")["baselines"]
+    assert [one["name"] for one in whole] == [one["name"] for one in folds[0]]
+    assert len(whole) == 2
+    for number, one in enumerate(whole):
+        expected = [fold[number]["metrics"]["roc_auc"] for fold in folds]
+        assert one["metrics"]["roc_auc"] == pytest.approx(statistics.fmean(expected))

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from luban.data.bad_rows import BadRows
 from luban.data.idx import idx_rows
 from luban.data.labelled_texts import class_text, labelled_lines, text_parts
-from luban.data.parallel_text import aligned_lines, pair_parts, pair_values
+from luban.data.parallel_text import aligned_lines, pair_parts
 from luban.data.row_pictures import named_pictures, picture_parts, picture_row, pictures_named_by
 from luban.data.row_sources import Kind, Part, named
 from luban.data.row_tables import table_parts, table_values
@@ -45,7 +45,6 @@ _READERS: dict[Kind, Callable[[FileRows, Part, Sequence[str] | None], Iterator[d
     "idx": lambda reader, part, _: idx_rows(reader, part.files[1] if len(part.files) > 1 else None),
     "tagged lines": lambda reader, _, columns: tagged_lines(reader, columns),
     "tagged table": lambda reader, _, columns: tagged_values(reader, columns),
-    "pair table": lambda reader, _, columns: pair_values(reader, columns),
     "pair of texts": lambda reader, part, _: aligned_lines(reader, part.files[1]),
 }
 
@@ -80,7 +79,8 @@ def read_raw_rows(
     Arguments:
         columns: what the columns are that reading must know. table and texts: the names of all columns, of a file
             without header. pictures: the column of paths or bytes. tagged: tokens and tags, by name, or by number in
-            lines. pairs: source and target, by name, or by number in a file without header. Numbers count from 0.
+            lines. pairs: source and target among a
+            table's columns, by name, or by number in a file without header. Numbers count from 0.
         max_row_bytes: a longer row is bad.
         bad: where rows that cannot be used are counted.
         seen: told how many bytes were read from the disk, for progress.

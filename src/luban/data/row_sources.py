@@ -22,7 +22,6 @@ Kind = Literal[
     "idx",
     "tagged lines",
     "tagged table",
-    "pair table",
     "pair of texts",
     "left out",
     "passed over",

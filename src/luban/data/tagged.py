@@ -162,7 +162,8 @@ def tagged_values(reader: FileRows, columns: Sequence[str] | None) -> Iterator[d
         columns: the two columns; None finds `tokens` or `words`, and `tags`, `labels` or `ner_tags`.
 
     Returns:
-        `{"tokens": [str], "tags": [str]}` each; a tag that is a number becomes its digits.
+        `{"tokens": [str], "tags": [str]}` each, and what other columns there are; a tag that is a number becomes its
+        digits.
 
     Raises:
         DataError: the first row has no such columns.
@@ -211,5 +212,6 @@ def _lists(reader: FileRows, values: dict[str, Any], names: tuple[str, str]) -> 
     elif not all(token.strip() for token in tokens) or not all(str(tag).strip() for tag in tags):
         reader.bad("missing_value", "a token or a tag is empty")
     else:
-        return {"tokens": tokens, "tags": [str(tag) for tag in tags]}
+        others = {name: value for name, value in values.items() if name not in names}
+        return {**others, "tokens": tokens, "tags": [str(tag) for tag in tags]}
     return None

@@ -15,7 +15,7 @@ from luban.evaluation.charts import Floats, Line, Scale, interval_bar, json_tabl
 from luban.evaluation.comparing import Comparison, Row, Side
 from luban.evaluation.curves import axis_name, place, time_scale
 from luban.evaluation.metric_names import lower_is_better, metric_name
-from luban.evaluation.pairing import Pairing
+from luban.evaluation.pairing import Pairing, small_p
 from luban.evaluation.records import JsonObject, mapping, real, words
 from luban.evaluation.standing import Standing
 
@@ -113,6 +113,7 @@ def _pair(first: str, label: str, pairing: Pairing, primary: JsonObject) -> dict
                 "name": metric_name(name),
                 **values,
                 "verdict": both(f"compare.pair.{verdict}"),
+                "chance": f"p {small_p(pairing.chances[name])}" if name in pairing.chances else "",
                 "clear": verdict not in ("open", "same"),
                 "bar": interval_bar(
                     middle,

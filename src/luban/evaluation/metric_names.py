@@ -6,23 +6,7 @@ from luban import catalogue
 from luban.catalogue import Both, both
 from luban.evaluation import formats, page
 from luban.evaluation.records import JsonObject, mapping, words
-
-LOWER_IS_BETTER = frozenset(
-    {
-        "loss",
-        "log_loss",
-        "bits_per_byte",
-        "nats_per_character",
-        "perplexity",
-        "brier",
-        "ece",
-        "hamming_loss",
-        "mse",
-        "rmse",
-        "mae",
-        "median_absolute_error",
-    }
-)
+from luban.metrics.directions import LOWER_IS_BETTER
 
 
 def metric_name(name: str) -> Both:

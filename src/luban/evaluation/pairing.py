@@ -11,7 +11,8 @@ import numpy as np
 
 from luban.metrics.document_losses import DocumentLosses, Floats, Integers
 from luban.metrics.intervals import paired_interval
-from luban.metrics.row_scores import RowScores
+from luban.metrics.paired import paired_difference
+from luban.metrics.row_scores import OF, RowScores
 from luban.metrics.text_loss import LN2, MIN_DOCUMENTS
 
 
@@ -34,6 +35,8 @@ class Pairing:
     count: int = 0
     differences: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     """Figure -> difference (this run less the first), lower and upper bound."""
+    chances: Mapping[str, float] = field(default_factory=dict)
+    """Figure -> p of a difference at least this large by a permutation test; of figures that are means over rows."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the form of `luban compare --json`."""
@@ -41,6 +44,7 @@ class Pairing:
             return {"paired": False, "why": self.why}
         told = {
             name: {"difference": middle, "low": low, "high": high}
+            | ({"p": self.chances[name]} if name in self.chances else {})
             for name, (middle, low, high) in self.differences.items()
         }
         return {"paired": True, "unit": self.unit, "count": self.count, "differences": told}
@@ -94,11 +98,20 @@ def _pair_rows(first: Measured, second: Measured, a: RowScores, b: RowScores, re
     order_a, order_b = np.argsort(a.digest, kind="stable"), np.argsort(b.digest, kind="stable")
     ones = np.ones(shared)
     units: Units = {
-        name: ((scores[order_a], ones), (b.scores[name][order_b], ones))
+        name: (
+            (scores[order_a], a.scores[name + OF][order_a] if name + OF in a.scores else ones),
+            (b.scores[name][order_b], b.scores[name + OF][order_b] if name + OF in b.scores else ones),
+        )
         for name, scores in a.scores.items()
-        if name in b.scores
+        if name in b.scores and not name.endswith(OF)
     }
-    return Pairing(unit="rows", count=shared, differences=_differences(units, resamples))
+    differences = _differences(units, resamples)
+    chances = {
+        name: paired_difference(units[name][0][0], units[name][1][0], resamples).p
+        for name in differences
+        if name + OF not in a.scores
+    }
+    return Pairing(unit="rows", count=shared, differences=differences, chances=chances)
 
 
 Units = dict[str, tuple[tuple[Floats, Floats], tuple[Floats, Floats]]]
@@ -148,6 +161,16 @@ def _differences(units: Units, resamples: int) -> dict[str, tuple[float, float, 
         name: paired_interval(first, second, resamples=resamples) for name, (first, second) in units.items()
     }
     return {name: told for name, told in found.items() if np.isfinite(told).all()}
+
+
+def small_p(p: float) -> str:
+    """Return a p-value as it is written.
+
+    Example:
+        >>> small_p(0.0312), small_p(0.00004), small_p(1.0)
+        ('= 0.031', '< 0.001', '= 1.000')
+    """
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _real(values: Integers, unit: float = 1.0) -> Floats:

@@ -96,6 +96,8 @@ class AnyOfMany:
             kind.T.astype(np.float32) for kind in (answers & self._targets, answers, self._targets)
         ]
         self._wrong = (answers != self._targets).sum(1).astype(np.float64)
+        right = np.where(self._targets, self._chances, 1.0 - self._chances)
+        self._loss = -np.log(np.maximum(right, _LEAST)).mean(1)
         self.ranked = list(range(self._chances.shape[1]))
 
     def counts(self, drawn: Drawn) -> Counts:
@@ -107,11 +109,15 @@ class AnyOfMany:
         """Return all figures but the areas."""
         total = drawn.sum(0, dtype=np.float64)
         hits, answered, support = self.counts(drawn)
+        of_all = scores_of(hits.sum(0), answered.sum(0), support.sum(0))
+        of_each = scores_of(hits, answered, support)
+        parts = ("precision", "recall", "f1")
         return {
             "accuracy": (self._wrong == 0).astype(np.float64) @ drawn / total,
             "hamming_loss": self._wrong @ drawn / total / len(self.ranked),
-            "micro_f1": scores_of(hits.sum(0), answered.sum(0), support.sum(0))[2],
-            "macro_f1": scores_of(hits, answered, support)[2].mean(0),
+            **{f"micro_{part}": figures for part, figures in zip(parts, of_all, strict=True)},
+            **{f"macro_{part}": figures.mean(0) for part, figures in zip(parts, of_each, strict=True)},
+            "log_loss": self._loss @ drawn / total,
         }
 
     def against_rest(self, label: int) -> tuple[Floats, Bools]:

@@ -25,8 +25,9 @@ class Classification(RowMetric):
     rows), micro_f1 (which is the accuracy), roc_auc and pr_auc (average precision; of two classes those of the
     second, of more the mean of each class against the rest), log_loss (nats), ece (see `CalibrationError`), and
     brier (mean squared error summed over the classes; of two classes half of that). Multilabel: accuracy (all labels
-    of a row right), hamming_loss, micro_f1, macro_f1, roc_auc and pr_auc (means over labels); a label is given
-    from a probability of 0.5 on.
+    of a row right), hamming_loss, precision, recall and F1 of all labels together (micro_) and as the mean over
+    labels (macro_), log_loss (nats, mean over labels), roc_auc and pr_auc (means over labels); a label is given from
+    a probability of 0.5 on.
 
     What would divide by zero is 0, as in scikit-learn with `zero_division=0`. A class that all rows have, or none,
     has no area and is left out of their mean. Beyond 1,000 classes areas are not computed, probabilities not kept.

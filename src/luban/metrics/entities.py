@@ -11,6 +11,7 @@ import numpy as np
 from luban.errors import DataError, InputError
 from luban.metrics.class_counts import scores_of
 from luban.metrics.resampling import Drawn, Floats, RowMetric
+from luban.metrics.row_scores import OF
 
 Scheme = Literal["IOB2", "BIOES", "BMES"]
 Span = tuple[str, int, int]
@@ -140,6 +141,22 @@ class Entities(RowMetric):
     def types(self) -> list[str]:
         """Return the types of entities that occur, in alphabetical order."""
         return sorted({counts[0] for by_type, *_ in self._rows for counts in by_type})
+
+    def by_sentence(self) -> dict[str, Floats]:
+        """Return what each sentence adds to entity_f1 and token_accuracy, in the order they came, (sentences,) each.
+
+        A figure is the sum under its name over the sum under its name with `/of`.
+        """
+        hits = [sum(hit for _, hit, _, _ in by_type) for by_type, *_ in self._rows]
+        both = [sum(found + wanted for _, _, found, wanted in by_type) for by_type, *_ in self._rows]
+        right, tokens = ([row[at] for row in self._rows] for at in (2, 3))
+        columns = {
+            "entity_f1": [2 * hit for hit in hits],
+            f"entity_f1{OF}": both,
+            "token_accuracy": right,
+            f"token_accuracy{OF}": tokens,
+        }
+        return {name: np.array(values, np.float64) for name, values in columns.items()}
 
     def weighted(self, drawn: Drawn) -> dict[str, Floats]:
         """Return the figures; see `RowMetric.weighted`."""

@@ -24,6 +24,8 @@ from luban.errors import CheckpointError
 Floats = NDArray[np.float64]
 MAX_BYTES = 1 << 30
 _DIGEST = "digest"
+OF = "/of"
+"""What the name of a figure's denominators ends with."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class RowScores:
     """Figures of every held-out row.
 
     Attributes:
-        digest: (rows,), of each row as it came. scores: figure -> (rows,); the mean over rows is the run's figure.
+        digest: (rows,), of each row as it came. scores: figure -> (rows,); the mean over rows is the run's figure, or
+            the sum over that of `FIGURE/of`, where there is one, such as entities found and wanted.
     """
 
     digest: NDArray[np.int64]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.errors import InputError
-from luban.models.config_checks import check_sizes
+from luban.models.config_checks import check_shares, check_sizes
 from luban.models.head import Head
 
 PATCH = 2
@@ -33,6 +33,7 @@ class AirbenchConfig:
         convolutions: in a group; from three on, all but the first stand beside a residual connection
             (airbench96 has three).
         logit_scale: what the logits are multiplied by.
+        dropout: share of what the last layer reads that is zeroed while training.
 
     Raises:
         InputError: when the numbers do not fit each other.
@@ -45,6 +46,7 @@ class AirbenchConfig:
     logit_scale: float = 1 / 9
     norm_momentum: float = 0.4
     norm_eps: float = 1e-12
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON gives a list
@@ -53,6 +55,7 @@ class AirbenchConfig:
         if min(self.widths) < 1:
             raise InputError("widths must be at least 1", received=self.widths)
         check_sizes(self, "classes", "channels", "convolutions")
+        check_shares(self, "dropout")
 
     @property
     def whitened(self) -> int:
@@ -125,7 +128,7 @@ class Airbench(nn.Module):
         self.whitening_bias = nn.Parameter(torch.zeros(config.whitened))
         ins = (config.whitened, *config.widths[:2])
         self.groups = nn.ModuleList(Group(i, o, config) for i, o in zip(ins, config.widths, strict=True))
-        self.classifier = Head(config.widths[2], config.classes, bias=False)
+        self.classifier = Head(config.widths[2], config.classes, bias=False, dropout=config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

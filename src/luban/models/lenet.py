@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.errors import InputError
-from luban.models.config_checks import check_sizes
+from luban.models.config_checks import check_shares, check_sizes
 from luban.models.head import Head
 
 _POOLED = 2  # convolutions of SmallConvNet that are pooled
@@ -29,6 +29,7 @@ class LeNetConfig:
     Arguments:
         height, width: of the pictures, which all have one size, in pixels; at least 12.
         widths: channels of the two convolutions. hidden: units of the two hidden layers.
+        dropout: share of what the last layer reads that is zeroed while training.
 
     Raises:
         InputError: when the numbers do not fit each other.
@@ -40,6 +41,7 @@ class LeNetConfig:
     width: int = 28
     widths: tuple[int, int] = (6, 16)
     hidden: tuple[int, int] = (120, 84)
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("widths", "hidden"):
@@ -49,6 +51,7 @@ class LeNetConfig:
             if min(getattr(self, name)) < 1:
                 raise InputError(f"{name} must be at least 1", received=getattr(self, name))
         check_sizes(self, "classes", "channels")
+        check_shares(self, "dropout")
         if min(self.height, self.width) < _SMALLEST:
             fix = f"enlarge the pictures to {_SMALLEST} x {_SMALLEST} pixels"
             raise InputError(
@@ -81,7 +84,7 @@ class LeNet(nn.Module):
         self.conv2 = nn.Conv2d(first, second, 5)
         self.hidden1 = nn.Linear(second * places, config.hidden[0])
         self.hidden2 = nn.Linear(config.hidden[0], config.hidden[1])
-        self.classifier = Head(config.hidden[1], config.classes)
+        self.classifier = Head(config.hidden[1], config.classes, dropout=config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -109,6 +112,7 @@ class SmallConvNetConfig:
 
     Arguments:
         widths: channels of the four convolutions.
+        dropout: share of what the last layer reads that is zeroed while training.
 
     Raises:
         InputError: when the numbers do not fit each other.
@@ -117,6 +121,7 @@ class SmallConvNetConfig:
     classes: int
     channels: int = 1
     widths: tuple[int, int, int, int] = (32, 64, 64, 64)
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON gives a list
@@ -125,6 +130,7 @@ class SmallConvNetConfig:
         if min(self.widths) < 1:
             raise InputError("widths must be at least 1", received=self.widths)
         check_sizes(self, "classes", "channels")
+        check_shares(self, "dropout")
 
 
 class SmallConvNet(nn.Module):
@@ -150,7 +156,7 @@ class SmallConvNet(nn.Module):
         pairs = zip(ins, config.widths, strict=True)
         self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in config.widths)
-        self.classifier = Head(config.widths[-1], config.classes)
+        self.classifier = Head(config.widths[-1], config.classes, dropout=config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

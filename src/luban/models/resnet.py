@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.errors import InputError
-from luban.models.config_checks import check_choice, check_sizes
+from luban.models.config_checks import check_choice, check_shares, check_sizes
 from luban.models.head import Head
 
 STEMS = ("small", "large")
@@ -29,6 +29,7 @@ class ResNetConfig:
             7 x 7 with stride 2, then pooling, for pictures of about 224.
         stem_width: channels of the stem. widths: channels of the stages; each but the first halves the picture.
         depths: blocks of the stages.
+        dropout: share of what the last layer reads that is zeroed while training.
 
     Raises:
         InputError: when the numbers do not fit each other.
@@ -40,6 +41,7 @@ class ResNetConfig:
     stem_width: int = 64
     widths: tuple[int, ...] = (64, 128, 256, 512)
     depths: tuple[int, ...] = (2, 2, 2, 2)
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("widths", "depths"):
@@ -50,6 +52,7 @@ class ResNetConfig:
         if min(*self.widths, *self.depths) < 1:
             raise InputError("widths and depths must be at least 1", received=(self.widths, self.depths))
         check_sizes(self, "classes", "channels", "stem_width")
+        check_shares(self, "dropout")
         check_choice(self, "stem", STEMS)
 
 
@@ -153,7 +156,8 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         self.resnet = Stack(config)
-        self.classifier = nn.Sequential(nn.Flatten(), Head(config.widths[-1], config.classes))
+        head = Head(config.widths[-1], config.classes, dropout=config.dropout)
+        self.classifier = nn.Sequential(nn.Flatten(), head)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -19,7 +19,7 @@ class TableMlpConfig:
     Arguments:
         outputs: classes, or 1 for a number.
         means, spreads: of each column of numbers. categories: how many there are in each column of categories.
-        hidden: widths of the hidden layers; empty for a linear model.
+        hidden: widths of the hidden layers; empty for a linear model. activation, dropout: see `MlpConfig`.
     """
 
     outputs: int
@@ -27,6 +27,7 @@ class TableMlpConfig:
     spreads: tuple[float, ...] = ()
     categories: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
+    activation: str = "relu"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class TableMlp(nn.Module):
         self.register_buffer("spreads", torch.tensor(config.spreads), persistent=False)
         self.one_hot = OneHot(config.categories)
         inputs = 2 * len(config.means) + self.one_hot.width
-        self.mlp = Mlp(MlpConfig(inputs, config.outputs, config.hidden, dropout=config.dropout))
+        self.mlp = Mlp(MlpConfig(inputs, config.outputs, config.hidden, config.activation, config.dropout))
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
         """Return (batch, 1, outputs).

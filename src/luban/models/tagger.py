@@ -35,7 +35,7 @@ class TaggerConfig:
 
     Arguments:
         words, letters: rows of the two embeddings; row 0 is padding. tags: how many there are.
-        network: `lstm` or `gru` in two directions, or `transformer`.
+        network: `lstm`, `gru` or `transformer`. bidirectional: whether the first two read from both ends.
         crf: whether tags are chosen together.
         width: of a word's embedding, and of each direction's state. letter_filters: 0 looks at no characters.
         pairs: rows of the hashed embedding of neighbouring tokens; 0 for none.
@@ -57,6 +57,7 @@ class TaggerConfig:
     once: int = 0
     unknown: float = 0.0
     layers: int = 1
+    bidirectional: bool = True
     heads: int = 4
     max_length: int = 512
     dropout: float = 0.0
@@ -134,7 +135,12 @@ class Tagger(nn.Module):
             hidden = inputs
         else:
             self.encoder = RecurrentLayers(
-                config.network, inputs, width, config.layers, bidirectional=True, dropout=config.dropout
+                config.network,
+                inputs,
+                width,
+                config.layers,
+                bidirectional=config.bidirectional,
+                dropout=config.dropout,
             )
             hidden = self.encoder.states_width
         self.output = Head(hidden, config.tags)

@@ -126,8 +126,10 @@ class Learner(Protocol):
     """What a run trains: a model with its data. What `luban.training` asks of it, and the verbs besides."""
 
     model: nn.Module
-    minimise: bool
-    """Whether a smaller primary figure is better."""
+
+    @property
+    def minimise(self) -> bool:
+        """Whether a smaller primary figure is better."""
 
     def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> Sequence[Any]:
         """Return a rank's micro-batches of a step, of at most `size` rows if it is given; a pure function."""

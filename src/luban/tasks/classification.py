@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -117,23 +117,7 @@ class Classifier(RowTask):
 
     def class_weights(self) -> Tensor | None:
         """Return what a row of each class counts, (classes,); their mean over the training rows is one."""
-        wanted = self.objective.class_weights
-        if wanted == "equal":
-            return None
-        counts = np.array(self.fitted.state["label_counts"], np.float64)
-        if wanted == "balanced":
-            weights = 1.0 / counts
-        else:
-            unknown = sorted(set(wanted) - set(self.labels))
-            if unknown:
-                raise RecipeError(
-                    "no such label in the training rows",
-                    received=unknown,
-                    where="objective.class_weights",
-                    fix=f"labels: {', '.join(self.labels[:20])}",
-                )
-            weights = np.array([wanted.get(label, 1.0) for label in self.labels])
-        return torch.from_numpy((weights * counts.sum() / (weights * counts).sum()).astype(np.float32))
+        return class_weights(self.objective.class_weights, self.labels, self.fitted.state["label_counts"])
 
     def weights(self, rows: RowSet) -> Floats | None:
         """Return how often each row is drawn: with balanced sampling as often of each class."""
@@ -247,6 +231,40 @@ class Classifier(RowTask):
         found: dict[str, Any] = scores.section()
         found["temperature"] = self.fitted.state.get("temperature")
         return {"classification": found}
+
+
+def class_weights(
+    wanted: str | Mapping[str, float], labels: Sequence[str], counts: Sequence[int]
+) -> Tensor | None:
+    """Return what a term of each class counts, (classes,), its mean over the training terms being one; None for equal.
+
+    Arguments:
+        wanted: `equal`, `balanced`, or weights by label; a label that is not named has 1.
+        counts: of each label in the training rows.
+
+    Raises:
+        RecipeError: a label that is weighed is not there.
+
+    Example:
+        >>> class_weights("balanced", ["no", "yes"], [3, 1])
+        tensor([0.6667, 2.0000])
+    """
+    if wanted == "equal":
+        return None
+    often = np.array(counts, np.float64)
+    if isinstance(wanted, str):
+        weights = 1.0 / often
+    else:
+        unknown = sorted(set(wanted) - set(labels))
+        if unknown:
+            raise RecipeError(
+                "no such label in the training rows",
+                received=unknown,
+                where="objective.class_weights",
+                fix=f"labels: {', '.join(labels[:20])}",
+            )
+        weights = np.array([wanted.get(label, 1.0) for label in labels])
+    return torch.from_numpy((weights * often.sum() / (weights * often).sum()).astype(np.float32))
 
 
 def _name(value: Any) -> str:

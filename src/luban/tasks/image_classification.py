@@ -57,6 +57,7 @@ class ImageClassification(picture_folder.StartsFromPictures):
 
     def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Say which column is the label; the reader calls the picture's `image`."""
+        self.sliced(columns)
         others = [name for name in columns if name not in ("image", "path")]
         label = (
             column_of(others, self.settings.data.label, LABEL_COLUMNS, "data.label") if others else "label"
@@ -345,7 +346,7 @@ def _statistics(
 
 def _network(settings: PictureNetwork, classes: int, channels: int, size: Sequence[int]) -> nn.Module:
     widths = None if settings.widths is None else tuple(settings.widths)
-    shape: dict[str, Any] = {} if widths is None else {"widths": widths}
+    shape: dict[str, Any] = {"dropout": settings.dropout} | ({} if widths is None else {"widths": widths})
     match settings.network:
         case "lenet":
             return LeNet(LeNetConfig(classes, channels, height=size[0], width=size[1], **shape))

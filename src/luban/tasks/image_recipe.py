@@ -72,7 +72,8 @@ class PictureNetwork(Section):
     patch: Positive = 4
     """Pixels of a side of `vit`'s patches."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """With `vit`: share that is zeroed while training."""
+    """Share that is zeroed while training: of what the last layer reads; with `vit`, of the tokens and of what each
+    block adds."""
 
 
 class PictureEvaluation(RowEvaluation):

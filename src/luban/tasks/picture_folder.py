@@ -186,8 +186,7 @@ def _side(size: object) -> int | list[int] | None:
 def config_with(fields: Mapping[str, Any], labels: Sequence[str], dropout: float) -> ImageConfig:
     """Return the shape that a recipe's `model` section took over, with a class for each label."""
     named = {str(number): label for number, label in enumerate(labels)}
-    config = read_image_config({**fields, "id2label": named})
-    return dataclasses.replace(config, dropout=dropout) if isinstance(config, ViTConfig) else config
+    return dataclasses.replace(read_image_config({**fields, "id2label": named}), dropout=dropout)
 
 
 def _start(folder: Path, fields: Mapping[str, Any]) -> Start:

@@ -19,6 +19,7 @@ from luban.data.row_sets import PreparedRows
 from luban.data.row_store import RowSet
 from luban.durable import FileSystem
 from luban.errors import RecipeError, nearest
+from luban.metrics.directions import LOWER_IS_BETTER
 from luban.metrics.row_scores import RowScores
 from luban.models.counted import count_flops
 from luban.recipe import settled
@@ -75,8 +76,9 @@ class RowLearner:
     """
 
     def __init__(self, task: RowTask, data: PreparedRows, *, start: Start | None = None) -> None:
-        self.task, self.data, self.minimise = task, data, task.minimise
+        self.task, self.data = task, data
         self._settings, train = task.settings, task.settings.train
+        _check_slices(data.held_out, self._settings.evaluate.slices)
         torch.manual_seed(train.seed)
         self.model: nn.Module = task.build()
         task.ready(self.model, data.train)  # what is not taken over from `start` begins as it would without
@@ -171,6 +173,11 @@ class RowLearner:
         """The name of the figure that counts."""
         return self._settings.evaluate.primary or self.task.primary
 
+    @property
+    def minimise(self) -> bool:
+        """Whether a smaller value of that figure is better."""
+        return is_minimised(self.task, self.primary)
+
     def evaluate(self, *, stop: Callable[[], None]) -> Evaluation:
         """Measure the test rows (validation rows where there are none), with intervals and what a report shows."""
         self._task_after = self.task
@@ -182,6 +189,8 @@ class RowLearner:
         evaluation = measured(finished, self.model, self.data.held_out, self._settings.evaluate, stop)
         sections = {**evaluation.sections, "baselines": self.task.baselines(self.data)}
         notes = [*self.data.report.get("notes", [])]
+        if why := self.task.without_baselines(self.data):
+            notes.append({"kind": "baselines", "detail": why})
         if notes:
             sections["notes"] = notes
         return Evaluation(
@@ -297,7 +306,7 @@ def measured(
     }
     return Evaluation(
         primary=primary,
-        direction="min" if task.minimise else "max",
+        direction="min" if is_minimised(task, primary) else "max",
         figures=figures,
         intervals=scores.intervals(settings.bootstrap) if settings.bootstrap else {},
         counts={"rows": len(rows)},
@@ -322,6 +331,23 @@ def _errors(
         parts = [*shown["parts"], *([] if attention is None else [attention])]
         errors.append({**shown, "parts": parts, "where": "{file}:{line}".format(**rows.row(number))})
     return errors
+
+
+def _check_slices(rows: RowSet, asked: Sequence[str]) -> None:
+    there = rows.row(0)["values"] if asked and len(rows) else {}
+    lacking = [name for name in asked if name not in there]
+    if lacking:
+        raise RecipeError(
+            "the prepared rows were kept without these columns",
+            received=lacking,
+            where="evaluate.slices",
+            fix="prepare them with evaluate.slices, or leave it out",
+        )
+
+
+def is_minimised(task: RowTask, figure: str) -> bool:
+    """Whether a smaller value is better: as the task says of its own figure, of another by its name."""
+    return task.minimise if figure == task.primary else figure in LOWER_IS_BETTER
 
 
 def primary_of(figures: Mapping[str, float], name: str) -> float:

@@ -30,6 +30,7 @@ from luban.data.row_store import RowSet
 from luban.errors import InputError
 from luban.row_recipe import RowRecipe
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
+from luban.tasks.columns import column_of
 from luban.tasks.row_learner import BATCH, Places, RowLearner, choices
 from luban.tasks.row_model import RowModel, graph_of, load_row_model, measure_rows, rows_of_file
 from luban.tasks.starting import Start, hub_config, with_its_tokenizer
@@ -109,6 +110,18 @@ class RowTask:
     def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Say which column is what, from the names there are."""
         raise NotImplementedError
+
+    def sliced(self, columns: Sequence[str]) -> list[str]:
+        """Return the columns that figures are given by; `roles` asks before rows are read.
+
+        Raises:
+            DataError: the training rows have no such column.
+        """
+        asked = list(self.settings.evaluate.slices)
+        if self._fitted is None:
+            for name in asked:
+                column_of(columns, name, (), "evaluate.slices")
+        return asked
 
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
         """Return the row by the task's own names, checked.
@@ -247,7 +260,7 @@ class RowTask:
     def row_scores(
         self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float64]]:
-        """Return figures of each row by the name of the whole's figure, (rows,) each: their mean is that figure."""
+        """Return figures of each row by the name of the whole's, (rows,) each; see `RowScores.scores`."""
         raise NotImplementedError
 
     def badness(
@@ -285,6 +298,11 @@ class RowTask:
         """Return simpler models measured on the same split: `{"name", "metrics"}`."""
         del data
         return []
+
+    def without_baselines(self, data: PreparedRows) -> str | None:
+        """Say why there are no simpler models beside the result, for a task that has them elsewhere; else None."""
+        del data
+        return None
 
     def samples(
         self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]

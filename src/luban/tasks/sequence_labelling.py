@@ -18,17 +18,21 @@ from luban.data.row_store import RowSet
 from luban.data.tokenizer import Tokenizer
 from luban.errors import nearest
 from luban.metrics.entities import Entities, spans
+from luban.metrics.row_scores import OF
 from luban.metrics.tags import Tags
+from luban.models.classification_loss import classification_losses
 from luban.models.encoder import EncoderConfig, write_config
 from luban.models.piece_tagger import PieceTagger
 from luban.models.tagger import Tagger, TaggerConfig
 from luban.tasks import bert
+from luban.tasks.classification import class_weights
 from luban.tasks.rows import Array, Scores, Signature, Tensors
 from luban.tasks.tag_vocabulary import learn_tags, learn_words
 from luban.tasks.tagging_recipe import SequenceLabellingRecipe
 
 UNKNOWN = 1
 _FILTERS, _PAIRS = 64, 50_000
+_AT_ONCE = 1024
 
 
 class SequenceLabelling(bert.StartsFromBert):
@@ -42,7 +46,7 @@ class SequenceLabelling(bert.StartsFromBert):
     pipeline = "token-classification"
     bert_labels: ClassVar[str] = "tags"
     bert_decides: ClassVar[tuple[str, ...]] = (
-        "crf", "width", "characters", "pairs", "unknown", "layers", "heads", "config",
+        "crf", "width", "characters", "pairs", "unknown", "layers", "bidirectional", "heads", "config",
     )  # fmt: skip
     # Other tools that read the folder have no field.
     bert_lacks: ClassVar[Mapping[str, Any]] = {"crf": False}
@@ -69,19 +73,20 @@ class SequenceLabelling(bert.StartsFromBert):
 
     def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Return nothing: the reader gives tokens and tags."""
-        del columns
+        self.sliced(columns)
         return {}
 
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
         """Return tokens, and tags where there are some."""
         del roles
         tokens, tags = values.get("tokens"), values.get("tags")
+        others = {n: str(v) for n, v in values.items() if n in self.settings.evaluate.slices}
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise BadValue("not_text", f"a list of tokens is wanted; received {str(tokens)[:80]!r}")
         if not tokens:
             raise BadValue("empty_row", "the sentence has no tokens")
         if tags is None:
-            return {"tokens": tokens[: self.settings.data.length]}
+            return {**others, "tokens": tokens[: self.settings.data.length]}
         if not isinstance(tags, list) or len(tags) != len(tokens):
             found = len(tags) if isinstance(tags, list) else 0
             raise BadValue("unequal_lengths", f"{len(tokens)} tokens and {found} tags")
@@ -90,7 +95,7 @@ class SequenceLabelling(bert.StartsFromBert):
             raise BadValue("too_long", f"the sentence has {len(tokens)} tokens, data.length is {most}")
         if not all(isinstance(tag, str | int) and str(tag).strip() for tag in tags):
             raise BadValue("missing_value", f"a token has no tag; received {str(tags)[:80]}")
-        return {"tokens": tokens, "tags": [str(tag) for tag in tags]}
+        return {**others, "tokens": tokens, "tags": [str(tag) for tag in tags]}
 
     def parse(self, raw: Any) -> Mapping[str, Any]:
         """Take a text as a row: cut at white space; one without any, as Chinese has none, into characters."""
@@ -177,6 +182,7 @@ class SequenceLabelling(bert.StartsFromBert):
             once=state["once"],
             unknown=settings.unknown,
             layers=settings.layers,
+            bidirectional=settings.bidirectional,
             heads=settings.heads,
             max_length=-(-self.settings.data.length // 8) * 8,
             dropout=settings.dropout,
@@ -205,8 +211,41 @@ class SequenceLabelling(bert.StartsFromBert):
     def batch_loss(self, model: nn.Module, tensors: Tensors) -> Tensor:
         """Return the negative log-likelihood of the tags, summed over sentences."""
         assert isinstance(model, Tagger | PieceTagger)
-        found: Tensor = model.loss(self.outputs(model, tensors), tensors["tags"], tensors["words_mask"])
-        return found
+        emissions, tags, mask = self.outputs(model, tensors), tensors["tags"], tensors["words_mask"]
+        settings = self.settings.objective
+        weights = self._weights_of_tags(emissions.device)
+        if weights is None and not settings.focal and not settings.label_smoothing:
+            found: Tensor = model.loss(emissions, tags, mask)
+            return found
+        losses = classification_losses(
+            emissions.flatten(0, 1),
+            tags.flatten(),
+            label_smoothing=settings.label_smoothing,
+            focal=settings.focal,
+            weights=weights,
+        )
+        return (losses * mask.flatten()).sum()
+
+    def _weights_of_tags(self, device: torch.device) -> Tensor | None:
+        wanted = self.settings.objective.class_weights
+        if wanted == "equal":
+            return None
+        state = self.fitted.state
+        found = class_weights(wanted, state["tags"], state["tag_counts"])
+        return None if found is None else found.to(device)
+
+    def weights(self, rows: RowSet) -> NDArray[np.float64] | None:
+        """Return how often each sentence is drawn: with balanced sampling the more often, the rarer its rarest tag."""
+        if self.settings.objective.sampling == "natural":
+            return None
+        rarity = 1.0 / np.array(self.fitted.state["tag_counts"], np.float64)
+        found = []
+        for first in range(0, len(rows), _AT_ONCE):
+            numbers = np.arange(first, min(first + _AT_ONCE, len(rows)))
+            columns, lengths = rows.gather(numbers)
+            there = np.arange(columns["tags"].shape[1]) < lengths["tags"][:, None]  # (rows, longest)
+            found.append(np.where(there, rarity[columns["tags"]], 0.0).max(1))
+        return np.concatenate(found)
 
     def answers(self, model: nn.Module, tensors: Tensors) -> Sequence[Any]:
         """Return the tags of each sentence and how sure they are, [(tag number, probability)]."""
@@ -258,13 +297,16 @@ class SequenceLabelling(bert.StartsFromBert):
     def row_scores(
         self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float64]]:
-        """Return whether all tags of a sentence are right, and what share of them."""
+        """Return whether all tags of a sentence are right, how many of them, and of entities what F1 is made of."""
         pairs = list(zip(self._named(answers), self._right(rows, numbers), strict=True))
         right = [[a == b for a, b in zip(said, true, strict=True)] for said, true in pairs]
-        return {
+        found = {
             "sentence_accuracy": np.array([float(all(r)) for r in right]),
-            "mean_token_accuracy": np.array([float(np.mean(r)) for r in right]),
+            "token_accuracy": np.array([float(sum(r)) for r in right]),
+            f"token_accuracy{OF}": np.array([float(len(r)) for r in right]),
         }
+        scores = self.scores(answers, rows, numbers)
+        return {**found, **scores.by_sentence()} if isinstance(scores, Entities) else found
 
     def badness(
         self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]

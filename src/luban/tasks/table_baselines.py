@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,16 +32,8 @@ def baselines_of(task: Tabular, data: PreparedRows) -> list[dict[str, Any]]:
     """Train both on the training rows and measure them on the held-out ones, as the network is measured.
 
     Returns:
-        `{"name", "metrics"}` each; nothing where scikit-learn is not installed, or the table is too large for a
-        comparison that is not asked for.
+        `{"name", "metrics"}` each.
     """
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        return []
-    classes = 1 if task.is_number else len(task.labels)
-    if len(data.train) * classes > MOST_CELLS:
-        return []
     train, held_out = (_arrays(rows) for rows in (data.train, data.held_out))
     target = data.train.column("label")
     found = []
@@ -59,6 +52,21 @@ def baselines_of(task: Tabular, data: PreparedRows) -> list[dict[str, Any]]:
         figures = plain.scores(list(said), data.held_out, numbers).figures()
         found.append({"name": name, "metrics": {k: v for k, v in figures.items() if math.isfinite(v)}})
     return found
+
+
+def why_none(task: Tabular, data: PreparedRows) -> str | None:
+    """Say why the two are not trained: scikit-learn is not there, or the table is too large; None where they are."""
+    if find_spec("sklearn") is None:
+        return (
+            "no linear model and no gradient boosting stand beside this result: pip install 'luban[tables]'"
+        )
+    classes = 1 if task.is_number else len(task.labels)
+    if len(data.train) * classes > MOST_CELLS:
+        return (
+            f"no linear model and no gradient boosting stand beside this result: {len(data.train):,} rows of "
+            f"{classes} classes are more than {MOST_CELLS:,}, which would take long"
+        )
+    return None
 
 
 def _without_temperature(task: Tabular) -> Fitted:

@@ -25,7 +25,7 @@ from luban.data.table_columns import (
     mean_numbers,
     origin_of,
 )
-from luban.errors import DataError
+from luban.errors import DataError, RecipeError
 from luban.metrics.regression import Regression
 from luban.models.table_mlp import TableMlp, TableMlpConfig
 from luban.models.tabular import TabM, TabMConfig
@@ -34,7 +34,7 @@ from luban.row_recipe import Objective, RowData, RowRecipe
 from luban.tasks.classification import Classifier
 from luban.tasks.columns import column_of
 from luban.tasks.rows import Array, Scores, Signature, Tensors
-from luban.tasks.table_baselines import baselines_of
+from luban.tasks.table_baselines import baselines_of, why_none
 
 Floats = NDArray[np.float64]
 _LOOKED_AT = 20_000
@@ -75,6 +75,8 @@ class TableModel(Section):
     """With `tabm`: pieces that each number is cut into at its quantiles (Gorishniy et al. 2022)."""
     embedding: Positive = 16
     """Dimensions of a number's, and of a category's, embedding."""
+    activation: Literal["relu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
+    """With `mlp`: what bends between the layers."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the hidden units that is zeroed while training."""
 
@@ -141,9 +143,8 @@ class Tabular(Classifier):
             raise DataError(
                 "there is no column besides the target", received=list(columns), where="data.target"
             )
-        for name in self.settings.evaluate.slices:
-            column_of([*used, target], name, (), "evaluate.slices")
-        return {"target": target, "used": used}
+        beside = [name for name in self.sliced(columns) if name not in (*used, target)]
+        return {"target": target, "used": used, "beside": beside}
 
     def _known_roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Return the roles that were learned, whatever the order of the columns of another file."""
@@ -163,13 +164,15 @@ class Tabular(Classifier):
                     "not_text", f"{name} is a {type(values[name]).__name__}, not a cell of a table"
                 )
         row: Row = {"cells": [values[name] for name in roles["used"]]}
+        if beside := {name: values.get(name) for name in roles.get("beside", ())}:
+            row["beside"] = beside
         target = values.get(roles["target"])
         return row if read_cell(target).missing else {**row, "target": target}
 
     def kept(self, row: Row) -> Row:
         """Return the row by the names of its columns."""
         roles = self.fitted.state["roles"] if self._fitted else self._roles
-        cells = dict(zip(roles["used"], row["cells"], strict=True))
+        cells = {**dict(zip(roles["used"], row["cells"], strict=True)), **row.get("beside", {})}
         return {**cells, roles["target"]: row["target"]} if "target" in row else cells
 
     def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
@@ -263,6 +266,13 @@ class Tabular(Classifier):
     def build(self) -> nn.Module:
         """Return the network that the recipe names."""
         settings, state = self.settings.model, self.fitted.state
+        if self.is_number and settings_of(self.settings.objective):
+            raise RecipeError(
+                "the target is a number, and what the recipe says of the loss is of classes",
+                received=settings_of(self.settings.objective),
+                where="objective",
+                fix="leave it out; or data.kind=classes takes each number for a class",
+            )
         outputs = 1 if self.is_number else len(self.labels)
         categories = tuple(len(places) + 1 for places in self._places.values())
         numbers = state["numbers"]
@@ -288,6 +298,7 @@ class Tabular(Classifier):
                 spreads=tuple(number["spread"] for number in numbers),
                 categories=categories,
                 hidden=hidden,
+                activation=settings.activation,
                 dropout=settings.dropout,
             )
         )
@@ -357,7 +368,11 @@ class Tabular(Classifier):
 
     def baselines(self, data: PreparedRows) -> list[dict[str, Any]]:
         """Return a linear model and gradient boosting, on the same split."""
-        return baselines_of(self, data)
+        return [] if self.without_baselines(data) else baselines_of(self, data)
+
+    def without_baselines(self, data: PreparedRows) -> str | None:
+        """Say what they lack: scikit-learn, or a table small enough to train them unasked."""
+        return why_none(self, data)
 
     def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
         """Return the row beside its answer."""
@@ -415,6 +430,16 @@ class Tabular(Classifier):
     def smallest(cls) -> dict[str, Any]:
         """Return a small network of the strong kind."""
         return {"model": {"width": 32, "members": 4, "bins": 4, "embedding": 4, "dropout": 0.0}}
+
+
+def settings_of(objective: Objective) -> list[str]:
+    """Return what an objective says that is not the default.
+
+    Example:
+        >>> settings_of(Objective(focal=2.0)), settings_of(Objective())
+        (['focal=2.0'], [])
+    """
+    return [f"{name}={value}" for name, value in objective.model_dump(exclude_defaults=True).items()]
 
 
 def _statistics(column: Floats, bins: int) -> dict[str, Any]:

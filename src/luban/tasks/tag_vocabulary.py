@@ -70,6 +70,7 @@ def learn_tags(rows: Callable[[], Iterator[Row]]) -> tuple[dict[str, Any], list[
     broken = _permit_what_stands(rows, ordered, between, first, last)
     state = {
         "tags": ordered,
+        "tag_counts": [tags[tag] for tag in ordered],
         "scheme": scheme,
         "forbidden": [matrix.astype(int).tolist() for matrix in (between, first, last)],
     }

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from luban.recipe import Positive, Section
-from luban.row_recipe import RowData, RowEvaluation, RowRecipe
+from luban.row_recipe import Objective, RowData, RowEvaluation, RowRecipe
 
 
 class TaggedRows(RowData):
@@ -31,7 +31,7 @@ class TaggerNetwork(Section):
     """The network."""
 
     network: Literal["lstm", "gru", "transformer", "bert"] = "lstm"
-    """`lstm`, `gru` (two directions), `transformer` (encoder) or `bert` (the folder that `start` names)."""
+    """`lstm`, `gru`, `transformer` (encoder) or `bert` (the folder that `start` names)."""
     start: str | None = None
     """A run or a model folder to take weights from, wherever names and shapes are the same; or a folder of BERT."""
     config: dict[str, Any] | None = None
@@ -50,6 +50,8 @@ class TaggerNetwork(Section):
     learned too, and what their characters tell (Lample et al. 2016)."""
     layers: Positive = 1
     """Layers."""
+    bidirectional: bool = True
+    """With `lstm`, `gru`: read the sentence from both ends."""
     heads: Positive = 4
     """Attention heads of `transformer`."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
@@ -71,5 +73,17 @@ class SequenceLabellingRecipe(RowRecipe):
     """Where the sentences come from."""
     model: TaggerNetwork = TaggerNetwork()
     """The network."""
+    objective: Objective = Objective()
+    """What the loss is, its classes being tags; a sentence is as rare as its rarest tag."""
     evaluate: RowEvaluation = RowEvaluation()
     """What is measured."""
+
+    @model_validator(mode="after")
+    def _weighs_tags_by_themselves(self) -> Self:
+        plain = Objective(sampling=self.objective.sampling)
+        if self.model.crf and self.model.network != "bert" and self.objective != plain:
+            raise ValueError(
+                "label smoothing, focal loss and class weights are of tags chosen by themselves; a conditional random "
+                "field chooses them together: add model.crf=false"
+            )
+        return self

@@ -61,8 +61,8 @@ class TextNetwork(Section):
     """The network: which kind, and its shape."""
 
     network: Literal["bag", "cnn", "rnn", "lstm", "gru", "transformer", "bert"] = "cnn"
-    """`bag` (mean of embeddings of words and of pairs of words), `cnn` (Kim 2014), `rnn`, `lstm`, `gru` (two
-    directions), `transformer` (encoder), `bert` (the folder that `start` names)."""
+    """`bag` (mean of embeddings of words and of pairs of words), `cnn` (Kim 2014), `rnn`, `lstm`, `gru`,
+    `transformer` (encoder), `bert` (the folder that `start` names)."""
     start: str | None = None
     """A run or a model folder to take weights from, wherever names and shapes are the same; or a folder of BERT."""
     config: dict[str, Any] | None = None
@@ -73,6 +73,8 @@ class TextNetwork(Section):
     """Layers of `rnn`, `lstm`, `gru` and `transformer`."""
     heads: Positive = 4
     """Attention heads of `transformer`."""
+    bidirectional: bool = True
+    """With `rnn`, `lstm`, `gru`: read the text from both ends."""
     pooling: Literal["max", "mean", "last", "attention"] = "max"
     """With `rnn`, `lstm`, `gru`: how the states of a text become one; the report shows what `attention` looked at."""
     channels: Positive = 128
@@ -121,13 +123,15 @@ class TextClassification(bert.StartsFromBert, Classifier):
     rate: ClassVar[float] = 1 / 3
     pipeline = "text-classification"
     bert_decides: ClassVar[tuple[str, ...]] = (
-        "width", "layers", "heads", "channels", "filters", "pooling", "evidence", "pairs", "longest", "config",
+        "width", "layers", "heads", "channels", "filters", "bidirectional", "pooling", "evidence", "pairs",
+        "longest", "config",
     )  # fmt: skip
     # The evidence of words beside the network would be lost on whatever else reads the folder.
     bert_lacks: ClassVar[Mapping[str, Any]] = {"evidence": False}
 
     def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Find the columns of text and label."""
+        self.sliced(columns)
         data = self.settings.data
         label = column_of(columns, data.label, _LABEL, "data.label", required=data.label is not None)
         text = column_of([c for c in columns if c != label], data.text, _TEXT, "data.text")
@@ -340,6 +344,7 @@ def network(settings: TextNetwork, vocab_size: int, outputs: int, length: int) -
                     width=width,
                     layers=settings.layers,
                     cell=cell,
+                    bidirectional=settings.bidirectional,
                     pooling=settings.pooling,
                     dropout=dropout,
                 )

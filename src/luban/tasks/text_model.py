@@ -22,6 +22,8 @@ from luban.tasks.base import Broken, Graph, Usage
 from luban.tasks.text_evaluation import LanguageModule
 from luban.tasks.text_generation import generate_text, stream_text
 
+DEFAULTS = {"max_tokens": 200, "temperature": 0.8}
+"""Of `generate`, `stream` and `predict`, and so of the command line."""
 USAGE = Usage(
     unit="tokens",
     pipeline="text-generation",
@@ -65,13 +67,13 @@ class TextModel:
                 top_k, top_p, min_p, repetition_penalty, stop, seed.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        texts = generate_text(self.module, self.tokenizer, prompts, **{"max_tokens": 200, **settings})
+        texts = generate_text(self.module, self.tokenizer, prompts, **{**DEFAULTS, **settings})
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(self, prompt: str, **settings: Any) -> Iterator[str]:
         """Continue one prompt, giving the text piece by piece as it is made."""
-        asked = dict(settings)
-        tokens, stop, seed = asked.pop("max_tokens", 200), asked.pop("stop", ()), asked.pop("seed", 0)
+        asked = {**DEFAULTS, **settings}
+        tokens, stop, seed = asked.pop("max_tokens"), asked.pop("stop", ()), asked.pop("seed", 0)
         pieces = stream_text(
             self.module, self.tokenizer, [prompt], tokens, Sampling(**asked), stop=stop, seed=seed
         )
@@ -173,7 +175,17 @@ def load_text_graph(folder: Path) -> TextModel:
 
 
 def prompts_of(path: Path) -> Iterator[Any]:
-    """Yield the prompts of a file; a `Broken` in the place of a line that is none."""
+    """Yield the prompts of a file, one on each line; a `Broken` in the place of a line that is none.
+
+    Raises:
+        InputError: it is a folder.
+    """
+    if path.is_dir():
+        raise InputError(
+            "prompts stand in a file, one on each line, or in .jsonl as texts or objects with prompt",
+            received=str(path),
+            fix="name a file of the folder",
+        )
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

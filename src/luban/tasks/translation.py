@@ -17,7 +17,7 @@ from luban.data.row_sets import BadValue, Fitted, Row
 from luban.data.row_store import RowSet
 from luban.data.tokenizer import Tokenizer, train_tokenizer
 from luban.data.word_tokenizer import train_word_tokenizer
-from luban.errors import InputError
+from luban.errors import DataError, InputError
 from luban.metrics.chrf import sentence_chrf
 from luban.metrics.translations import Translations
 from luban.models.beam import beam_search, greedy_search
@@ -68,18 +68,30 @@ class Translation(RowTask):
         return self.settings.data.columns  # type: ignore[no-any-return]
 
     def roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
-        """Find both sides."""
-        data, known = self.settings.data, list(_SOURCE)
-        if len(columns) == 2:  # the first, unless it has the name of a target
-            known.append(min(columns, key=lambda name: name.lower() in _TARGET).lower())
-        given = columns if data.source is not None else [name for name in columns if name != data.target]
-        source = column_of(given, data.source, known, "data.source")
-        rest = [name for name in columns if name != source]
-        return {"source": source, "target": column_of(rest, data.target, _TARGET, "data.target")}
+        """Find both sides: as the recipe names them, else by their usual names, else what one leaves of two columns."""
+        data = self.settings.data
+        self.sliced(columns)
+        if data.columns is not None:
+            source, target = (column_of(columns, name, (), "data.columns") for name in data.columns)
+            return {"source": source, "target": target}
+        left = [name for name in columns if name != data.target]
+        found = column_of(left, data.source, _SOURCE, "data.source", required=False)
+        rest = [name for name in columns if name != found]
+        other = column_of(rest, data.target, _TARGET, "data.target", required=False)
+        if found is None and other is None:
+            # Of two unknown names the first row may be no header, but a pair.
+            raise DataError(
+                "it cannot be told which columns are source and target",
+                received=list(columns)[:50],
+                fix="name them: data.source=COLUMN data.target=COLUMN; or if the file has no header, "
+                "data.columns='[source, target]'",
+            )
+        found = found or column_of([name for name in columns if name != other], None, (), "data.source")
+        return {"source": found, "target": other or column_of(rest, None, (), "data.target")}
 
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
         """Return both texts, or the source alone of a row to be answered."""
-        row: Row = {}
+        row: Row = {n: str(v) for n, v in values.items() if n in self.settings.evaluate.slices}
         for side in ("source", "target"):
             text = values.get(roles.get(side, side), values.get(side))
             if text is None and side == "target":

@@ -14,11 +14,11 @@ class PairRows(RowData):
     """Pairs of texts."""
 
     source: str | None = None
-    """The column of what is read; null finds `source` by its name, or takes the first of two that is no target."""
+    """The column of what is read; null finds it by its name, as `source`, or takes what the target leaves of two."""
     target: str | None = None
-    """The column of what is written; null finds `target` by its name, or takes the other of two."""
-    columns: list[str] | None = None
-    """Names of the columns of a file that has no header."""
+    """The column of what is written; null finds it by its name, as `target`, or takes what the source leaves of two."""
+    columns: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
+    """Source and target of a file that has no header: two names, or two numbers counted from 0."""
     tokenizer: str = "bpe"
     """`bpe`, `word` or `char`, trained on both sides of the training rows; or a folder with a tokenizer.json. Words are
     lower-cased, one that comes once is unknown, and what is written is words with spaces."""

@@ -76,11 +76,10 @@ class Compiling:
         if self._on_cpu and not (shutil.which("g++") or shutil.which("clang++")):
             return "there is no C++ compiler"
         try:
-            if self._on_cpu:
-                _spare_trial_builds()
             for region in self._regions:
                 region.compile()
-            trial()
+            with _without_trial_builds() if self._on_cpu else contextlib.nullcontext():
+                trial()
         except Exception as error:
             if stopped := _stop_behind(error):
                 raise stopped from None
@@ -115,7 +114,7 @@ class Compiling:
         self._wanted = bool(state["on"])
 
 
-def _spare_trial_builds() -> None:
+def _without_trial_builds() -> contextlib.AbstractContextManager[object]:
     """Let torch's compiler believe the processor, where nobody told it otherwise (TORCHINDUCTOR_VEC_ISA_OK).
 
     Left to itself it first builds and loads a library with its own headers for each set of vector instructions that
@@ -123,8 +122,11 @@ def _spare_trial_builds() -> None:
     """
     from torch._inductor import config
 
-    if config.cpp.vec_isa_ok is None:
-        config.cpp.vec_isa_ok = True
+    own = config.cpp.vec_isa_ok
+    patched: contextlib.AbstractContextManager[object] = config.patch(
+        {"cpp.vec_isa_ok": True if own is None else own}
+    )
+    return patched
 
 
 def _stop_behind(error: BaseException | None) -> Stopped | None:

@@ -14,7 +14,7 @@ from luban.evaluation.compare_page import render_comparison
 from luban.evaluation.comparing import RESAMPLES, Comparison
 from luban.evaluation.comparing import compare as find
 from luban.evaluation.metric_names import lower_is_better
-from luban.evaluation.pairing import Pairing
+from luban.evaluation.pairing import Pairing, small_p
 from luban.verbs.runs import size, table
 
 WIDEST = 34
@@ -113,17 +113,19 @@ def _pair(label: str, first: str, pairing: Pairing, primary: str) -> list[str]:
         return [f"{label} and {first} cannot be paired: {pairing.why}."]
     lines = [f"{label} less {first}, paired over {pairing.count:,} {pairing.unit} that are the same:"]
     order = sorted(pairing.differences, key=lambda name: name != primary)
-    rows = [[f"  {_named(name)}", *_difference(name, *pairing.differences[name])] for name in order]
+    rows = [[f"  {_named(name)}", *_difference(name, pairing)] for name in order]
     return lines + table(rows, None, right={1})
 
 
-def _difference(name: str, middle: float, low: float, high: float) -> list[str]:
+def _difference(name: str, pairing: Pairing) -> list[str]:
+    middle, low, high = pairing.differences[name]
     told = "lower" if high < 0 else "higher" if low > 0 else ""
     better = (told == "lower") == lower_is_better(name)
     verdict = f"{told}: {'better' if better else 'worse'}" if told else "no difference shown"
     if middle == low == high == 0:
         verdict = "the same"
-    return [f"{middle:+.4f}", f"[{low:+.4f}, {high:+.4f}]", verdict]
+    chance = f"p {small_p(pairing.chances[name])}" if name in pairing.chances else ""
+    return [f"{middle:+.4f}", f"[{low:+.4f}, {high:+.4f}]", verdict, *([chance] if pairing.chances else [])]
 
 
 def _figure(value: Mapping[str, Any] | None) -> str:

@@ -27,6 +27,9 @@ OLDEST_PYTHON, OLDEST_TORCH = (3, 11), (2, 11)
 COSTS = {
     "data": ".parquet files and saved datasets (pyarrow) and .zst files (zstandard) are refused",
     "datasets": "nothing is lost: saved datasets are read without it; it is needed to make new ones",
+    "images": "pictures in files (pillow) are refused; idx files are read without it",
+    "tables": "no linear model and no gradient boosting stand beside a table's result (scikit-learn)",
+    "onnx": "luban export is refused",
     "tensorboard": "train.loggers=tensorboard is refused; the report shows the same curves",
     "mlflow": "train.loggers=mlflow is refused; the report shows the same curves",
 }

@@ -104,6 +104,7 @@ def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
             "worst": [],
             "best": [],
             "folds": folds,
+            "baselines": _baselines([read_json(fold_folder(run, n).evaluation) for n in range(len(results))]),
         },
         run.fs,
     )
@@ -123,6 +124,20 @@ def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
     write_json(run.result, result, run.fs)
     run.event("finished", f"{head['name']} {head['value']:.4f} over {len(results)} folds")
     write_page(run)
+
+
+def _baselines(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the simpler models that stand beside every fold, each figure being the mean over folds."""
+    of_folds = [{one["name"]: one["metrics"] for one in e.get("baselines", [])} for e in evaluations]
+    shared = [name for name in of_folds[0] if all(name in fold for fold in of_folds)]
+    found = []
+    for name in shared:
+        figures = [fold[name] for fold in of_folds]
+        there = [key for key in figures[0] if all(key in one for one in figures)]
+        found.append(
+            {"name": name, "metrics": {k: statistics.fmean(one[k] for one in figures) for k in there}}
+        )
+    return found
 
 
 def _student(freedom: int) -> float:
