@@ -110,6 +110,9 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"{duration(data['preparation_seconds'] + predicted['seconds'])}: {duration(data['preparation_seconds'])} to "
         f"prepare, {duration(predicted['training_seconds'])} to train, {duration(evaluating)} to evaluate and write",
     )
+    if folds := found.get("folds"):
+        whole = data["preparation_seconds"] + predicted["seconds"]
+        yield "folds", f"all this is one of {folds} folds; together about {duration(folds * whole)}"
     available = found["available"]
     yield (
         "memory",

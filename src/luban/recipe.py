@@ -209,7 +209,7 @@ class DecoderModel(Section):
     layout: Literal["llama", "mistral", "qwen2", "qwen3", "gpt2"] = "qwen3"
     """The family whose folder is written: `llama`, `mistral`, `qwen2` (attention biases), `qwen3` (QK-norm)
     or `gpt2` (learned positions; `kv_heads`, `head_dim`, `rope_theta`, `rope_scaling`, `norm_eps`,
-    `attention_bias` and `tied` mean nothing to it)."""
+    `attention_bias` and `tied` are refused)."""
     start: str | None = None
     """A run or a model folder whose weights, shape and tokenizer training starts from; the other keys of
     `model` then mean nothing."""

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from luban import tasks
 from luban.cli import luban
+from luban.cli_plan import lines
 from luban.console import Show
 from luban.data.prepare import Prepared
 from luban.durable import sha256
@@ -17,6 +19,7 @@ from luban.errors import InputError, Stopped
 from luban.recipe_reader import read_recipe
 from luban.signals import StopRequest
 from luban.tasks.base import Machine
+from luban.tasks.text_classification import TextClassification
 from luban.training.faults import Faults
 from luban.verbs.decisions import with_values
 from luban.verbs.plan import plan
@@ -135,3 +138,16 @@ def test_a_text_that_is_read_often_enough_ends_the_run_early(
     settled = with_values(recipe, {key: choice.value for key, choice in chosen.items()})
     assert settled.train.tokens == chosen["train.tokens"].value
     assert settled.train.minutes is None
+
+
+def test_of_a_run_over_folds_one_is_planned_and_the_time_of_all_is_said(tmp_path: Path) -> None:
+    rows = TextClassification.sample(60, random.Random(1))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    made = TextClassification.example(str(tmp_path / "rows.jsonl"))
+    found = plan(
+        {**made, "data": {**made["data"], "folds": 3}, "train": {"steps": 4, "batch": 8}}, out=tmp_path
+    )
+    assert found["folds"] == 3
+    assert sum(found["data"][split]["rows"] for split in ("train", "validation", "test")) == 60
+    told = {line.split()[0]: line for line in lines(found, 100)}
+    assert "one of 3 folds; together about" in told["folds"]

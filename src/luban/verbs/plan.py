@@ -21,6 +21,8 @@ from luban.run import Run
 from luban.signals import StopRequest
 from luban.training.parallel import Alone
 from luban.verbs.beginning import Begun, begin, with_its_start
+from luban.verbs.decisions import with_values
+from luban.verbs.folds import folds_of
 
 VIEWS = 3
 
@@ -40,12 +42,15 @@ def plan(
 
     Returns:
         `recipe` with every key settled, `machine`, `data`, `plan` (as plan.json), `available` memory and disk, and
-        `views`: what the model will see.
+        `views`: what the model will see. Of a run over folds it is the plan of the first, and `folds` says how many.
 
     Raises:
         LubanError: what the run itself would meet at its beginning.
     """
     settings = with_its_start(read_recipe(recipe, overrides, tasks.schema_of))
+    folds = folds_of(settings)
+    if folds is not None:
+        settings = with_values(settings, {"data.fold": 0})
     target = Path(out) if out is not None else Path("runs")
     disk = next(p for p in (target.absolute(), *target.absolute().parents) if p.is_dir())
     show, stop = show or Show(quiet=True), StopRequest()
@@ -53,7 +58,7 @@ def plan(
         scratch = tempfile.TemporaryDirectory(prefix=".luban-plan-", dir=disk)
     with storage_errors(disk), stop.listening(), scratch as folder:
         begun = begin(Run(Path(folder)), settings, Alone(), resuming=False, stop=stop, show=show)
-        return _described(begun, disk)
+        return {**_described(begun, disk), **({} if folds is None else {"folds": folds})}
 
 
 def _described(begun: Begun, disk: Path) -> dict[str, Any]:
