@@ -685,3 +685,26 @@ def test_made_up_pictures_are_those_it_learns_from() -> None:
     rows = ImageClassification.sample(6, random.Random(0))
     assert {row["label"] for row in rows} == {"lying", "standing"}
     assert all(row["image"].shape == (12, 12, 1) for row in rows)
+
+
+def test_a_vit_shows_the_picture_as_bright_as_it_was_attended_to(tmp_path: Path) -> None:
+    found = learner_of(
+        tmp_path,
+        bars(24),
+        model={"network": "vit", "layers": 2, "width": 16, "heads": 2, "patch": 4},
+    )
+    (batch,) = found.batches(0, 0, 1)
+    tensors = {**batch.tensors, "image": torch.full_like(batch.tensors["image"], 200)}
+    with torch.no_grad():
+        parts = found.task.attended(found.model.eval(), tensors, [None] * batch.rows)
+    assert len(parts) == batch.rows
+    for part in parts:
+        assert part is not None
+        assert (part["kind"], part["attended"]) == ("picture", True)
+        seen = decode(base64.b64decode(part["png"]), size=tensors["image"].shape[1:3], channels=1)[..., 0]
+        patches = seen.reshape(3, 4, 3, 4)
+        assert (patches == patches[:, :1, :, :1]).all()  # one brightness in each patch
+        assert seen.max() == 200  # what was attended to most keeps its own
+        assert seen.min() >= int(200 * 0.15)
+    plain = learner_of(tmp_path / "plain", bars(24))
+    assert plain.task.attended(plain.model, tensors, [None]) == [None]

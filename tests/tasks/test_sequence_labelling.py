@@ -364,3 +364,25 @@ def test_figures_of_sentences_by_a_column(prepare: Prepare, tmp_path: Path) -> N
     evaluation = json.loads((train(made, out=tmp_path / "run").folder / "evaluation.json").read_text("utf-8"))
     assert {entry["value"] for entry in evaluation["slices"]} == {"a", "b"}
     assert {entry["column"] for entry in evaluation["slices"]} == {"source"}
+
+
+def test_a_transformer_shows_what_reached_each_tag(prepare: Prepare) -> None:
+    data = prepare(sentences(40))
+    settings = SequenceLabelling.recipe.model_validate(
+        recipe("x", model={"network": "transformer", "layers": 2})
+    )
+    task = SequenceLabelling(settings, data.fitted)
+    model = task.build().eval()
+    tensors = task.collate(*data.train.gather(np.arange(3)))
+    with torch.no_grad():
+        answers = task.answers(model, tensors)
+        parts = task.attended(model, tensors, answers)
+    for number, part in enumerate(parts):
+        tokens = data.train.row(number)["values"]["tokens"]
+        assert part is not None
+        assert part["rows"] == part["columns"] == [token[:8] for token in tokens]
+        weights = np.array(part["weights"])
+        assert weights.shape == (len(tokens), len(tokens))
+        np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-3)
+    plain = SequenceLabelling(SequenceLabelling.recipe.model_validate(recipe("x")), data.fitted)
+    assert plain.attended(plain.build(), tensors, answers) == [None] * 3

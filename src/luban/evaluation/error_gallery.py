@@ -114,6 +114,7 @@ def _picture(raw: JsonObject) -> dict[str, Any] | None:
         "width": max(1, round(width * times * shrink)),
         "height": max(1, round(height * times * shrink)),
         "enlarged": times > 1,
+        "attended": raw.get("attended") is True,
     }
 
 

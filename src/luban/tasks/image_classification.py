@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from luban.data.picture_workers import decode_many
@@ -23,12 +25,13 @@ from luban.data.row_store import RowSet
 from luban.data.workers import cores
 from luban.errors import DataError, InputError
 from luban.models.airbench import Airbench, AirbenchConfig
+from luban.models.attention_weights import AttentionWeights, rollout
 from luban.models.augment import Augmentation, mixup, shifted, symmetric_beta, uniforms
 from luban.models.image_layouts import ImageConfig, new_image_module
 from luban.models.lenet import LeNet, LeNetConfig, SmallConvNet, SmallConvNetConfig
 from luban.models.normalised import Normalised
 from luban.models.resnet import ResNet, ResNetConfig
-from luban.models.vit import ViTConfig
+from luban.models.vit import ViT, ViTConfig
 from luban.tasks import picture_folder
 from luban.tasks.base import Broken
 from luban.tasks.columns import column_of, labelled
@@ -40,6 +43,8 @@ _LOOKED_AT = 2_000
 _LARGE, _USUAL = 96, 64
 LABEL_COLUMNS = ("label", "class", "category", "target")
 _WHITENED = 5_000
+_DARKEST = 0.15
+"""Share of its brightness that a patch keeps to which nothing was attended."""
 
 
 class ImageClassification(picture_folder.StartsFromPictures):
@@ -277,8 +282,24 @@ class ImageClassification(picture_folder.StartsFromPictures):
 
     def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
         """Return the picture beside its label."""
-        png = base64.b64encode(encode_png(np.asarray(rows.column("image")[number]))).decode("ascii")
+        png = _as_text(np.asarray(rows.column("image")[number]))
         return {"parts": [{"kind": "picture", "png": png}], **self.shown_answer(rows, number, answer)}
+
+    def attended(
+        self, model: nn.Module, tensors: Tensors, answers: Sequence[Any]
+    ) -> Sequence[dict[str, Any] | None]:
+        """Return each picture as bright as a ViT attended to its patches, by rollout to the class token."""
+        if not isinstance(model, Normalised) or not isinstance(model.network, ViT):
+            return super().attended(model, tensors, answers)
+        pictures = tensors["image"]
+        with AttentionWeights() as seen:
+            model(pictures)
+        reached = rollout(seen.found)[:, 0, 1:]  # (rows, patches)
+        height, width = (side // model.network.config.patch for side in pictures.shape[1:3])
+        shares = (reached / reached.amax(1, keepdim=True)).view(-1, 1, height, width)
+        light = F.interpolate(shares, pictures.shape[1:3]).permute(0, 2, 3, 1)  # (rows, height, width, 1)
+        shaded = (pictures * (_DARKEST + (1.0 - _DARKEST) * light)).to(torch.uint8).cpu().numpy()
+        return [{"kind": "picture", "png": _as_text(one), "attended": True} for one in shaded]
 
     def view(self, rows: RowSet, number: int) -> str:
         """Return size and label."""
@@ -319,6 +340,10 @@ class ImageClassification(picture_folder.StartsFromPictures):
 def _is_path(column: str, cell: object) -> bool:
     """Whether a cell of a table names a picture, as where tables are read for training."""
     return isinstance(cell, str) and (column in IMAGE_COLUMNS or cell.lower().endswith(PICTURES))
+
+
+def _as_text(picture: NDArray[Any]) -> str:
+    return base64.b64encode(encode_png(picture)).decode("ascii")
 
 
 def _statistics(

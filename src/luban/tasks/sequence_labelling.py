@@ -20,11 +20,13 @@ from luban.errors import nearest
 from luban.metrics.entities import Entities, spans
 from luban.metrics.row_scores import OF
 from luban.metrics.tags import Tags
+from luban.models.attention_weights import AttentionWeights, rollout
 from luban.models.classification_loss import classification_losses
 from luban.models.encoder import EncoderConfig, write_config
 from luban.models.piece_tagger import PieceTagger
 from luban.models.tagger import Tagger, TaggerConfig
 from luban.tasks import bert
+from luban.tasks.attended import attention_part
 from luban.tasks.classification import class_weights
 from luban.tasks.rows import Array, Scores, Signature, Tensors
 from luban.tasks.tag_vocabulary import learn_tags, learn_words
@@ -33,6 +35,7 @@ from luban.tasks.tagging_recipe import SequenceLabellingRecipe
 UNKNOWN = 1
 _FILTERS, _PAIRS = 64, 50_000
 _AT_ONCE = 1024
+_ATTEND = ("transformer", "bert")
 
 
 class SequenceLabelling(bert.StartsFromBert):
@@ -331,6 +334,35 @@ class SequenceLabelling(bert.StartsFromBert):
         wrong = sum(a != b for a, b in zip(said, values["tags"], strict=True))
         part = {"kind": "tokens", "tokens": values["tokens"], "expected": values["tags"], "answer": said}
         return {"parts": [part], "expected": "", "answers": [[f"{wrong} of {len(said)} tags are wrong", 1.0]]}
+
+    def attended(
+        self, model: nn.Module, tensors: Tensors, answers: Sequence[Any]
+    ) -> Sequence[dict[str, Any] | None]:
+        """Return how much of each token (of a BERT, of each piece) reached each tag of a transformer, by rollout."""
+        if not isinstance(model, Tagger | PieceTagger) or self.settings.model.network not in _ATTEND:
+            return super().attended(model, tensors, answers)
+        with AttentionWeights() as seen:
+            self.outputs(model, tensors)
+        reached = rollout(seen.found)  # (rows, tokens or pieces, tokens or pieces)
+        parts = []
+        for row, answer in enumerate(answers):
+            if "pieces" in tensors:
+                tokenizer, length = self.fitted.tokenizers[""], int(tensors["pieces_mask"][row].sum())
+                read = [tokenizer.token(number) or "" for number in tensors["pieces"][row, :length].tolist()]
+                tagged = tensors["firsts"][row, : len(answer)].tolist()
+                written = [read[place] for place in tagged]
+                weights = reached[row, tagged, :length]
+            else:
+                length = len(answer)
+                read = written = self._spelling(tensors["letters"][row, :length])
+                weights = reached[row, :length, :length]
+            parts.append(attention_part("rollout", written, read, weights))
+        return parts
+
+    def _spelling(self, letters: Tensor) -> list[str]:
+        """Return tokens by their characters, (tokens, characters); what training never had is a question mark."""
+        known = ["", "?", *self._letters]
+        return ["".join(known[number] for number in token) or "?" for token in letters.tolist()]
 
     def view(self, rows: RowSet, number: int) -> str:
         """Return tokens with their tags."""
