@@ -328,7 +328,8 @@ class TrainRecipe(Section):
     """`auto` takes bfloat16 only where it is measured 1.25 times as fast as float32; for matrix products narrower than
     64 never."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """`auto` compiles where the budget is long enough to win back twice the time that compiling takes."""
+    """`auto` compiles a language model where the budget is long enough to win back twice the time that compiling
+    takes."""
     patience: Positive | None = None
     """Stop after so many evaluations in a row without a better primary figure, and keep the best model; null
     never stops."""

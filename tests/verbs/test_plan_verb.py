@@ -151,3 +151,11 @@ def test_of_a_run_over_folds_one_is_planned_and_the_time_of_all_is_said(tmp_path
     assert sum(found["data"][split]["rows"] for split in ("train", "validation", "test")) == 60
     told = {line.split()[0]: line for line in lines(found, 100)}
     assert "one of 3 folds; together about" in told["folds"]
+
+
+def test_what_compiling_is_not_known_to_help_is_compiled_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    rows = TextClassification.sample(60, random.Random(1))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    made = TextClassification.example(str(tmp_path / "rows.jsonl"))
+    found = plan({**made, "train": {"minutes": 60, "batch": 8}}, out=tmp_path)["plan"]
+    assert (found["compile"], found["compile_why"]) == (False, "only language models are known to gain by it")

@@ -166,7 +166,11 @@ def _tag(tag: str, colours: dict[str, str]) -> dict[str, str]:
 
 def _pair(raw: JsonObject) -> dict[str, Any] | None:
     texts = {side: words(raw.get(side), MAX_TEXT) for side in ("source", "reference", "answer")}
-    return {"kind": "pair", **texts} if any(texts.values()) else None
+    if not any(texts.values()):
+        return None
+    if "answer" in raw:  # nothing is an answer too, and a wrong one
+        texts["answer"] = texts["answer"] or formats.DASH
+    return {"kind": "pair", **texts}
 
 
 def _attention(raw: JsonObject) -> dict[str, Any] | None:

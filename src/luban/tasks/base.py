@@ -131,6 +131,10 @@ class Learner(Protocol):
     def minimise(self) -> bool:
         """Whether a smaller primary figure is better."""
 
+    @property
+    def compiles_well(self) -> bool:
+        """Whether compiling is known to save time: all steps have one shape, and it was measured."""
+
     def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> Sequence[Any]:
         """Return a rank's micro-batches of a step, of at most `size` rows if it is given; a pure function."""
 

@@ -77,6 +77,7 @@ class LanguageModel:
     name: ClassVar[str] = "language-model"
     recipe: ClassVar[type[LanguageModelRecipe]] = LanguageModelRecipe
     minimise = True
+    compiles_well = True
 
     @staticmethod
     def prepare(

@@ -94,6 +94,9 @@ class RowLearner:
         self._flops: dict[tuple[tuple[int, ...], ...], int] = {}
         self._task_after = task
 
+    compiles_well = False
+    """Each length of a text would compile anew, and short steps gain nothing: benchmarks/LOG.md."""
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""

@@ -153,12 +153,14 @@ def decide(
         )
 
     eager = expect(compiled=False)
-    on = settings.compile == "on" or (settings.compile == "auto" and pays(eager.training_seconds))
-    why = {
-        "on": "asked for",
-        "off": "asked for",
-        "auto": f"{'pays' if on else 'does not pay'} in a run of about {duration(eager.training_seconds)}",
-    }[settings.compile]
+    pay = task.compiles_well and pays(eager.training_seconds)
+    on = settings.compile == "on" or (settings.compile == "auto" and pay)
+    if settings.compile != "auto":
+        why = "asked for"
+    elif not task.compiles_well:
+        why = "only language models are known to gain by it"
+    else:
+        why = f"{'pays' if on else 'does not pay'} in a run of about {duration(eager.training_seconds)}"
     expected = expect(compiled=True) if on else eager
     expected = dataclasses.replace(expected, figures=dict(task.expected(expected.tokens)))
     return Decisions(machine.dtype, machine.threads, on, why, evaluations, rehearsal, expected)
