@@ -27,6 +27,8 @@ class RowData(Section):
     """Cross-validation: as many runs in one, each tested on another part of `train`; reported with their spread."""
     fold: Annotated[int, Field(ge=0)] | None = None
     """Which of the folds this run tests on, from 0; set by a run over all folds."""
+    id: str | None = None
+    """The column that names a row: one whose name came before, in whichever split, is a bad row. No network sees it."""
     on_bad_row: Literal["error", "skip", "quarantine"] = "quarantine"
     """What to do with a row that cannot be used: stop, leave it out, or leave it out and keep it in
     quarantine.jsonl."""

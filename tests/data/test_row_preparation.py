@@ -426,3 +426,33 @@ def test_a_source_that_is_absent_is_named(prepare: Callable[..., PreparedRows], 
     with pytest.raises(InputError) as absent:
         prepare(labelled(20), test=str(tmp_path / "nothing.jsonl"))
     assert "nothing.jsonl" in str(absent.value)
+
+
+def test_a_row_whose_name_came_before_is_a_bad_row_whatever_its_split(
+    prepare: Callable[..., PreparedRows], tmp_path: Path
+) -> None:
+    rows = [{**row, "id": str(number)} for number, row in enumerate(labelled(20))]
+    held = [
+        {**row, "id": number} for number, row in enumerate(labelled(4, 100), 18)
+    ]  # 18 and 19 stand in train too
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held), "utf-8")
+    twice = {"text": "once more", "label": "a", "id": " 3 "}
+    data = prepare(
+        [*rows, twice, {"text": "of no name", "label": "a"}], test=str(tmp_path / "held.jsonl"), id="id"
+    )
+    kinds = data.report["bad_rows"]["kinds"]
+    assert {kind: entry["count"] for kind, entry in kinds.items()} == {"repeated_id": 3, "missing_value": 1}
+    first, *others = kinds["repeated_id"]["examples"]
+    assert (first["line"], first["detail"]) == (21, "a row with the id '3' came before")
+    assert [(one["file"], one["line"]) for one in others] == [("held.jsonl", 1), ("held.jsonl", 2)]
+    assert kinds["missing_value"]["examples"][0]["detail"] == "the row has no id"
+    assert data.report["rows"] == 22
+
+
+def test_a_column_of_names_that_is_not_there_is_refused(prepare: Callable[..., PreparedRows]) -> None:
+    with pytest.raises(DataError, match="the rows have no such column") as error:
+        prepare(labelled(20), id="labl")
+    assert (error.value.where, error.value.fix) == (
+        "data.id",
+        "did you mean data.id=label? there are: text, label",
+    )

@@ -323,6 +323,15 @@ def test_figures_by_a_column_that_the_network_does_not_see(tmp_path: Path) -> No
     assert PreparedRows(run / "data").fitted.state["roles"]["used"] == ["size"]
 
 
+def test_the_column_that_names_rows_is_not_learned_from(tmp_path: Path) -> None:
+    rows = [{"customer": number, **row} for number, row in enumerate(flats(40))]
+    data = prepared(
+        tmp_path / "data", recipe_of({"train": write(tmp_path / "rows.jsonl", rows), "id": "customer"})
+    )
+    assert "customer" not in data.fitted.state["roles"]["used"]
+    assert data.report["bad_rows"]["total"] == 0
+
+
 @pytest.mark.parametrize(
     "objective",
     [{"focal": 1.0}, {"label_smoothing": 0.1}, {"class_weights": "balanced"}, {"sampling": "balanced"}],

@@ -26,7 +26,7 @@ from luban.data.row_spill import RowSpill
 from luban.data.row_split import SIDES, SPLITS, RowSplit
 from luban.data.row_store import RowWriter
 from luban.durable import DISK, FileSystem, new_folder, storage_errors, write_json
-from luban.errors import DataError, InputError
+from luban.errors import DataError, InputError, nearest
 from luban.row_recipe import RowData
 
 _QUARANTINE = "quarantine.jsonl"
@@ -55,7 +55,10 @@ def row_fingerprint(
                     error.where = f"data.{split}"
                 raise
             prints += file_prints(split, files, stop)
-    return Fingerprint(tuple(prints), {**data.model_dump(mode="json", exclude=_NO_MATTER), **settings})
+    said = data.model_dump(mode="json", exclude=_NO_MATTER)
+    if said["id"] is None:  # as of rows that were prepared before there was such a key
+        del said["id"]
+    return Fingerprint(tuple(prints), {**said, **settings})
 
 
 def prepare_rows(
@@ -104,6 +107,7 @@ class _Preparation:
         self._repeats = Repeats()
         self._given: list[int] = []
         self._rows_of_file: Counter[str] = Counter()
+        self._ids: set[int] = set()
 
     def run(self) -> None:
         """Read, split, fit, encode, report."""
@@ -156,6 +160,15 @@ class _Preparation:
         )
         if self._roles is None and columns:
             self._roles = reading.roles(columns)
+        if self._data.id is not None and columns and self._data.id not in columns:
+            close = nearest(self._data.id, columns)
+            there = f"there are: {', '.join(list(columns)[:50])}"
+            raise DataError(
+                "the rows have no such column",
+                received=self._data.id,
+                where="data.id",
+                fix=f"did you mean data.id={close}? {there}" if close else there,
+            )
         for raw in rows:
             self._stop()
             assert self._roles is not None, "a row has columns"
@@ -164,6 +177,7 @@ class _Preparation:
                 row = reading.clean(raw.values, self._roles)
                 if missing := sorted(reading.targets - row.keys()):
                     raise BadValue("missing_value", f"the row has no {' and no '.join(missing)}")
+                self._check_id(raw.values)
             except BadValue as error:
                 bad.add(error.kind, place, error.detail, _shown(raw.values))
                 continue
@@ -178,6 +192,22 @@ class _Preparation:
                 received=source,
                 fix="look at the first rows of the file and at the columns the recipe names",
             )
+
+    def _check_id(self, values: Mapping[str, Any]) -> None:
+        """Note the name of a row that is used; raises BadValue for one that another has, or for none."""
+        column = self._data.id
+        if column is None:
+            return
+        name = str(values.get(column) if values.get(column) is not None else "").strip()
+        if not name:
+            raise BadValue("missing_value", f"the row has no {column}")
+        # Eight bytes of a digest for each row: of a billion rows a few would be taken for repeated.
+        digest = int.from_bytes(
+            hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        )
+        if digest in self._ids:
+            raise BadValue("repeated_id", f"a row with the {column} {name[:80]!r} came before")
+        self._ids.add(digest)
 
     def _encode(
         self, spill: RowSpill, sides: list[int], fitted: Fitted, bad: BadRows

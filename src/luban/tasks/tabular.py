@@ -138,7 +138,7 @@ class Tabular(Classifier):
                 column_of(columns, name, (), f"data.{key}")
         target = data.target or columns[-1]
         column_of(columns, target, (), "data.target")
-        used = [name for name in columns if name != target and name not in data.ignore]
+        used = [name for name in columns if name not in (target, data.id) and name not in data.ignore]
         if not used:
             raise DataError(
                 "there is no column besides the target", received=list(columns), where="data.target"
