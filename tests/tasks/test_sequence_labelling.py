@@ -316,7 +316,7 @@ def test_the_loss_of_tags_by_themselves_is_that_of_classes(
         loss = -own * (1 - np.exp(own)) ** gamma
         loss = (1 - smooth) * loss - smooth * float(logs[row, place].mean())
         expected += weights[tag] * loss
-    assert float(task.batch_loss(model, tensors)) == pytest.approx(expected, rel=1e-5)
+    assert task.batch_loss(model, tensors).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_balanced_sampling_draws_sentences_by_their_rarest_tag(prepare: Prepare) -> None:

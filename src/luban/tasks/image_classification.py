@@ -43,8 +43,8 @@ _LOOKED_AT = 2_000
 _LARGE, _USUAL = 96, 64
 LABEL_COLUMNS = ("label", "class", "category", "target")
 _WHITENED = 5_000
-_DARKEST = 0.15
-"""Share of its brightness that a patch keeps to which nothing was attended."""
+_DARKEST, _LIFT = 0.15, 48.0
+"""Share of its brightness that a patch keeps to which nothing was attended; what black is lifted to before."""
 
 
 class ImageClassification(picture_folder.StartsFromPictures):
@@ -298,7 +298,8 @@ class ImageClassification(picture_folder.StartsFromPictures):
         height, width = (side // model.network.config.patch for side in pictures.shape[1:3])
         shares = (reached / reached.amax(1, keepdim=True)).view(-1, 1, height, width)
         light = F.interpolate(shares, pictures.shape[1:3]).permute(0, 2, 3, 1)  # (rows, height, width, 1)
-        shaded = (pictures * (_DARKEST + (1.0 - _DARKEST) * light)).to(torch.uint8).cpu().numpy()
+        lifted = _LIFT + pictures * (1.0 - _LIFT / 255.0)  # so that black, too, is brighter or darker
+        shaded = (lifted * (_DARKEST + (1.0 - _DARKEST) * light)).to(torch.uint8).cpu().numpy()
         return [{"kind": "picture", "png": _as_text(one), "attended": True} for one in shaded]
 
     def view(self, rows: RowSet, number: int) -> str:

@@ -333,7 +333,11 @@ class SequenceLabelling(bert.StartsFromBert):
         said = self._named([answer])[0]
         wrong = sum(a != b for a, b in zip(said, values["tags"], strict=True))
         part = {"kind": "tokens", "tokens": values["tokens"], "expected": values["tags"], "answer": said}
-        return {"parts": [part], "expected": "", "answers": [[f"{wrong} of {len(said)} tags are wrong", 1.0]]}
+        return {
+            "parts": [part],
+            "expected": "",
+            "answers": [[f"{wrong} of {len(said)} tags are wrong", wrong / len(said)]],
+        }
 
     def attended(
         self, model: nn.Module, tensors: Tensors, answers: Sequence[Any]
