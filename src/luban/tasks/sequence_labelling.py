@@ -231,11 +231,12 @@ class SequenceLabelling(bert.StartsFromBert):
 
     def _weights_of_tags(self, device: torch.device) -> Tensor | None:
         wanted = self.settings.objective.class_weights
-        if wanted == "equal":
+        if wanted == "equal":  # rows prepared by an earlier luban have no counts
             return None
-        state = self.fitted.state
-        found = class_weights(wanted, state["tags"], state["tag_counts"])
-        return None if found is None else found.to(device)
+        if not hasattr(self, "_of_tags"):  # asked for at every step
+            state = self.fitted.state
+            self._of_tags = class_weights(wanted, state["tags"], state["tag_counts"])
+        return None if self._of_tags is None else self._of_tags.to(device)
 
     def weights(self, rows: RowSet) -> NDArray[np.float64] | None:
         """Return how often each sentence is drawn: with balanced sampling the more often, the rarer its rarest tag."""
