@@ -32,11 +32,14 @@ def classification_losses(
         >>> round(float(loss), 4)
         0.1269
     """
-    logs = F.log_softmax(_wide(logits), dim=-1)  # (rows, classes)
-    own = logs.gather(-1, targets[:, None]).squeeze(-1)  # (rows,)
-    losses = -own if focal == 0.0 else -own * _power(-own.expm1(), focal)
-    if label_smoothing:
-        losses = (1.0 - label_smoothing) * losses - label_smoothing * logs.mean(-1)
+    if focal:
+        logs = F.log_softmax(_wide(logits), dim=-1)  # (rows, classes)
+        own = logs.gather(-1, targets[:, None]).squeeze(-1)  # (rows,)
+        losses = -own * _power(-own.expm1(), focal)
+        if label_smoothing:
+            losses = (1.0 - label_smoothing) * losses - label_smoothing * logs.mean(-1)
+    else:
+        losses = F.cross_entropy(_wide(logits), targets, reduction="none", label_smoothing=label_smoothing)
     if weights is not None:
         losses = losses * weights[targets]
     return losses

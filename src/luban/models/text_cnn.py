@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.errors import InputError
+from luban.models.best_windows import best_windows
 from luban.models.config_checks import check_shares, check_sizes
 from luban.models.dropout import dropout
 from luban.models.head import Head
@@ -90,14 +90,10 @@ class TextCnn(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return logits: (batch, length) int64 and (batch, length) bool -> (batch, outputs)."""
-        x = (self.tokens(ids) * mask[..., None]).transpose(1, 2)  # (batch, width, length)
-        found = []
-        for window, layer in zip(self.config.windows, self.filters, strict=True):
-            fits = F.relu(layer(x))  # (batch, filters, length + window - 1)
-            # Window i ends at token i: it holds a token while its first place is one.
-            holds = F.pad(mask, (window - 1, 0), value=True)  # (batch, length + window - 1)
-            # Behind a ReLU nothing is below zero, so a zero never wins.
-            found.append((fits * holds[:, None]).amax(2))  # (batch, filters)
+        x = self.tokens(ids) * mask[..., None]  # (batch, length, width)
+        found = [
+            best_windows(x, mask, layer.weight, layer.bias) for layer in self.filters
+        ]  # (batch, filters) each
         best = torch.cat(found, dim=1)
         out: Tensor = self.output(dropout(best, self.config.dropout, self.training))
         return out

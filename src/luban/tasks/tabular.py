@@ -258,7 +258,9 @@ class Tabular(Classifier):
     def loss(self, outputs: Tensor, tensors: Tensors) -> Tensor:
         """Return the loss summed over rows, the mean of the members' own losses."""
         members = outputs.shape[1]
-        each = {**tensors, "label": tensors["label"].repeat_interleave(members, 0)}
+        each = (
+            tensors if members == 1 else {**tensors, "label": tensors["label"].repeat_interleave(members, 0)}
+        )
         if not self.is_number:
             return super().loss(outputs.flatten(0, 1), each) / members
         state = self.fitted.state
