@@ -27,7 +27,7 @@ from luban.evaluation.records import EVALUATION, RunRecords, Table, read_run
 from luban.evaluation.report import write_report
 from luban.evaluation.standing import next_command, reached, standing_of
 from luban.evaluation.task_sections import task_sections
-from luban.metrics.row_scores import RowScores
+from luban.metrics.row_scores import RowScores, digests_of
 from luban.run import Run
 
 EVIL = "</script></td></title><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}\"'`"
@@ -555,7 +555,7 @@ def test_a_comparison_of_classifiers_says_that_higher_is_better(tmp_path: Path) 
     for name, better in (("a", 0.6), ("b", 0.95)):
         run = make_row_run(tmp_path / name, "text-classification")
         right = (draws.random(200) < better).astype(np.float64)
-        RowScores.of(rows, {"accuracy": right, "log_loss": 1.2 - right}).write(Run(run).rows)
+        RowScores(digests_of(rows), {"accuracy": right, "log_loss": 1.2 - right}).write(Run(run).rows)
     page = render_comparison(compare([tmp_path / "a", tmp_path / "b"]))
     shown = _shown(page)
     assert "the same 200 held-out rows" in shown

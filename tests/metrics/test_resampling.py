@@ -105,6 +105,43 @@ def test_intervals_hold_the_figure_and_the_seed_decides(kind: str) -> None:
     assert alone.intervals() == {name: (value, value) for name, value in alone.figures().items()}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_rows_of_one_rank_are_drawn_alike_in_whatever_order_they_came(kind: str, data: st.DataObject) -> None:
+    new, rows = make(kind)
+    order = np.array(data.draw(st.permutations(range(len(rows)))))
+    cut = data.draw(st.integers(0, len(rows)))
+    shuffled = added(new(), [rows[number] for number in order[:cut]], kind)
+    if data.draw(st.booleans()):
+        shuffled.figures()  # what was looked at in between must not matter
+    shard = added(new(), [rows[number] for number in order[cut:]], kind)
+    shuffled.merge(shard)  # type: ignore[attr-defined]
+    ranks = np.array(data.draw(st.permutations(range(len(rows)))))
+    found, expected = (
+        shuffled.resampled(5, ranks=ranks[order]),
+        added(new(), rows, kind).resampled(5, ranks=ranks),
+    )
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-6)  # equal rows may change places in a sum
+
+
+def test_two_models_are_paired_draw_by_draw() -> None:
+    random = np.random.default_rng(0)
+    targets, hard = random.normal(size=300), 3 * random.normal(size=300)  # what is hard is so for both models
+    first, second = hard + 0.1 * random.normal(size=(2, 300))
+    order = random.permutation(300)  # the second was measured in another order of rows
+    a, b = Regression(), Regression()
+    a.add(targets + first, targets), b.add((targets + second)[order], targets[order])
+    ranks = np.arange(300)
+    changes = b.resampled(2000, ranks=ranks[order])["rmse"] - a.resampled(2000, ranks=ranks)["rmse"]
+    draws = np.random.default_rng(1).integers(0, 300, (2000, 300))
+    expected = np.sqrt((second[draws] ** 2).mean(1)) - np.sqrt((first[draws] ** 2).mean(1))
+    assert changes.std() == pytest.approx(expected.std(), rel=0.1)
+    unpaired = b.resampled(2000, seed=1)["rmse"] - a.resampled(2000)["rmse"]
+    assert changes.std() < unpaired.std() / 5
+
+
 def test_the_interval_of_a_mean_is_that_of_a_plain_loop_and_shrinks_with_the_root_of_the_rows() -> None:
     random = np.random.default_rng(0)
     predicted, targets = random.normal(size=400), random.normal(size=400)

@@ -19,6 +19,7 @@ from torch import Tensor
 from luban.console import Show
 from luban.data.row_sets import PreparedRows
 from luban.errors import CheckpointError, DataError, InputError
+from luban.evaluation.comparing import compare
 from luban.model_folder import LUBAN
 from luban.signals import StopRequest
 from luban.tasks.text_classification import TextClassification
@@ -402,6 +403,19 @@ def test_what_begins_anew_is_told_with_the_reason(run: Path, tmp_path: Path) -> 
     told = json.loads((folder / "plan.json").read_text("utf-8"))["started"]["told"]
     assert re.search(r"new: [^;(]*output\.weight[^;(]*\(the labels are others\)", told)
     assert load(folder).kind.fitted.tokenizers[""].text == load(run).kind.fitted.tokenizers[""].text
+
+
+def test_asking_for_slices_moves_no_row_to_another_side(rows: str, tmp_path: Path) -> None:
+    content = [{**row, "shop": "north" if n % 3 else "south"} for n, row in enumerate(reviews(90))]
+    path = write(tmp_path / "rows.jsonl", content)
+    # By a column that is not read, by the text, and by the label.
+    slices: list[list[str]] = [[], ["shop", "text", "label"]]
+    runs = [train(recipe(path, evaluate={"slices": s}), out=tmp_path / f"{len(s)}").folder for s in slices]
+    plain, sliced = ([row["values"] for row in PreparedRows(run / "data").held_out.rows()] for run in runs)
+    assert plain == sliced
+    assert [pairing.why for pairing in compare(runs).pairings.values()] == [""]
+    told = json.loads((runs[1] / "evaluation.json").read_text("utf-8"))["slices"]
+    assert {one["column"] for one in told} == {"shop", "text", "label"}
 
 
 def test_slices_are_the_figures_of_the_rows_of_each_value(rows: str, tmp_path: Path) -> None:

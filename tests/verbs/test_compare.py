@@ -243,6 +243,18 @@ def test_an_interrupted_run_is_compared_by_what_it_logged(finished: Path, tmp_pa
     assert "part has no record" in found.pairings["part"].why
 
 
+def test_figures_that_are_no_means_are_paired_by_their_resamples() -> None:
+    digest, draws = np.arange(3, dtype=np.int64), np.random.default_rng(0).normal(size=400)
+    changes = np.linspace(-1.0, 3.0, 401)
+    first = RowScores(digest, {}, {"bleu": draws, "roc_auc": draws})
+    second = RowScores(digest, {}, {"bleu": np.append(draws, 0.0)[:401] + changes, "chrf": draws})
+    sides = (("a", first, {"bleu": 30.0, "roc_auc": 0.5}), ("b", second, {"bleu": 31.0, "roc_auc": 0.5}))
+    measured = [Measured(name, "finished", None, scores, figures) for name, scores, figures in sides]
+    found = pair(*measured, resamples=200).differences
+    assert found.keys() == {"bleu"}  # what only one of them had resampled has no difference
+    assert found["bleu"] == pytest.approx((1.0, *np.quantile(changes[:400], [0.025, 0.975])))
+
+
 def test_rows_are_paired_with_a_p_value_and_figures_that_are_ratios_by_their_parts() -> None:
     draws = np.random.default_rng(0)
     digest = np.arange(60, dtype=np.int64)

@@ -21,7 +21,18 @@ from luban.data.fingerprint import FINGERPRINT, Fingerprint, file_prints
 from luban.data.json_text import to_json, to_sorted_json
 from luban.data.row_files import Layout, read_raw_rows, source_files_of, with_columns
 from luban.data.row_repeats import Repeats, note_of
-from luban.data.row_sets import REPORT, STATE, BadValue, Fitted, PreparedRows, Reading, Row, write_tokenizers
+from luban.data.row_sets import (
+    BESIDE,
+    REPORT,
+    STATE,
+    BadValue,
+    Fitted,
+    PreparedRows,
+    Reading,
+    Row,
+    kept_row,
+    write_tokenizers,
+)
 from luban.data.row_spill import RowSpill
 from luban.data.row_split import SIDES, SPLITS, RowSplit
 from luban.data.row_store import RowWriter
@@ -224,7 +235,7 @@ class _Preparation:
                 sides[number] = -1
                 self._rows_of_file[place.file] -= 1
                 continue
-            kept = {"values": reading.kept(row), "file": place.file, "line": place.line}
+            kept = kept_row(reading, row, place.file, place.line)
             writers[sides[number]].add(arrays, kept)
             if number % 256 == 0:
                 self._progress("encoding", number / len(sides))
@@ -320,7 +331,8 @@ def _rows_shown(numbers: set[int], spill: RowSpill) -> dict[int, dict[str, Any]]
 def _parted(row: Row, targets: frozenset[str]) -> tuple[Row, Row]:
     """Return what is given of a row, and what is asked for; of one with a picture the picture alone is given."""
     plain = all(map(_is_json, row.values()))
-    given = {name: value for name, value in row.items() if name not in targets} if plain else {}
+    aside = targets | {BESIDE}
+    given = {name: value for name, value in row.items() if name not in aside} if plain else {}
     return given, {name: value for name, value in row.items() if name in targets}
 
 

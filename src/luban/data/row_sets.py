@@ -47,6 +47,11 @@ class Fitted:
     notes: Sequence[Mapping[str, str]] = ()
 
 
+BESIDE = "beside"
+"""The part of a row that is only looked at, such as columns that figures are given by: it is no part of what the row
+is, so that asking for it moves no row to another side."""
+
+
 class Reading(Protocol):
     """What preparation asks of a task."""
 
@@ -72,7 +77,13 @@ class Reading(Protocol):
         """Encode rows, in order; a row that cannot be is a BadValue in its place."""
 
     def kept(self, row: Row) -> Row:
-        """Return what is kept of a row to show it later: JSON."""
+        """Return what is kept of a row to show it later, without what is BESIDE: JSON."""
+
+
+def kept_row(reading: Reading, row: Row, file: str, line: int) -> dict[str, Any]:
+    """Return what a folder of prepared rows keeps of a row: its values, what is beside them, and where it came from."""
+    beside = {BESIDE: row[BESIDE]} if row.get(BESIDE) else {}
+    return {"values": reading.kept(row), **beside, "file": file, "line": line}
 
 
 class PreparedRows:

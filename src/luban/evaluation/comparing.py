@@ -53,7 +53,10 @@ class Side:
 
     def measured(self) -> Measured:
         """Return what is paired."""
-        return Measured(self.label, self.standing.state, self.documents, self.rows)
+        told = mapping(self.records.evaluation.get("metrics"))
+        values = {name: real(mapping(metric).get("value")) for name, metric in told.items()}
+        figures = {name: value for name, value in values.items() if value is not None}
+        return Measured(self.label, self.standing.state, self.documents, self.rows, figures)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Whether a difference of figures between two runs is more than chance: a paired bootstrap over the same text."""
+"""Whether a difference of figures between two runs is more than chance: a paired bootstrap over the same text or rows.
+
+Koehn, "Statistical significance tests for machine translation evaluation", EMNLP 2004: both runs are judged on the same
+draws, so what makes a draw hard for both does not widen the interval of their difference.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import numpy as np
 from luban.metrics.document_losses import DocumentLosses, Floats, Integers
 from luban.metrics.intervals import paired_interval
 from luban.metrics.paired import paired_difference
+from luban.metrics.resampling import bounds
 from luban.metrics.row_scores import OF, RowScores
 from luban.metrics.text_loss import LN2, MIN_DOCUMENTS
 
@@ -24,6 +29,7 @@ class Measured:
     state: str
     documents: DocumentLosses | None
     rows: RowScores | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,13 +111,30 @@ def _pair_rows(first: Measured, second: Measured, a: RowScores, b: RowScores, re
         for name, scores in a.scores.items()
         if name in b.scores and not name.endswith(OF)
     }
-    differences = _differences(units, resamples)
+    drawn = _drawn_alike(first, second, a, b)
+    others = {name: sides for name, sides in units.items() if name not in drawn}
+    differences = {**drawn, **_differences(others, resamples)}
     chances = {
         name: paired_difference(units[name][0][0], units[name][1][0], resamples).p
-        for name in differences
-        if name + OF not in a.scores
+        for name in units
+        if name in differences and name + OF not in a.scores
     }
     return Pairing(unit="rows", count=shared, differences=differences, chances=chances)
+
+
+def _drawn_alike(
+    first: Measured, second: Measured, a: RowScores, b: RowScores
+) -> dict[str, tuple[float, float, float]]:
+    """Return the differences of figures that both runs had resampled, whether they are means over rows or not."""
+    found = {}
+    there = a.resampled.keys() & b.resampled.keys() & second.figures.keys()
+    for name in [name for name in first.figures if name in there]:
+        count = min(len(a.resampled[name]), len(b.resampled[name]))
+        changes = b.resampled[name][:count] - a.resampled[name][:count]
+        difference = second.figures[name] - first.figures[name]
+        if bound := bounds({name: difference}, {name: changes}).get(name):
+            found[name] = (difference, *bound)
+    return found
 
 
 Units = dict[str, tuple[tuple[Floats, Floats], tuple[Floats, Floats]]]

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from luban.errors import InputError
-from luban.metrics.resampling import Drawn, Floats, RowMetric, RowTable
+from luban.metrics.resampling import Drawn, Floats, Integers, RowMetric, RowTable
 
 Tokenize = Literal["13a", "zh", "char", "none"]
 DEFINITION = "2.6.0"
@@ -76,6 +76,9 @@ class Bleu(RowMetric):
                 "only BLEU of the same tokens can be merged", received=(self.tokenize, other.tokenize)
             )
         self._rows.merge(other._rows)
+
+    def _came(self) -> Integers:
+        return self._rows.came()
 
     def weighted(self, drawn: Drawn) -> dict[str, Floats]:
         """Return BLEU; see `RowMetric.weighted`."""

@@ -66,6 +66,9 @@ class ChrF(RowMetric):
             )
         self._rows.merge(other._rows)
 
+    def _came(self) -> Integers:
+        return self._rows.came()
+
     def weighted(self, drawn: Drawn) -> dict[str, Floats]:
         """Return chrF; see `RowMetric.weighted`."""
         counts = np.stack(

@@ -123,6 +123,9 @@ class Classification(RowMetric):
 
     # Figures under counts.
 
+    def _came(self) -> Integers:
+        return self._rows.came()
+
     def weighted(self, drawn: Drawn) -> dict[str, Floats]:
         """Return all figures but the areas; see `RowMetric.weighted`."""
         return self._answered().weighted(drawn)

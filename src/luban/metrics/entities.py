@@ -10,7 +10,7 @@ import numpy as np
 
 from luban.errors import DataError, InputError
 from luban.metrics.class_counts import scores_of
-from luban.metrics.resampling import Drawn, Floats, RowMetric
+from luban.metrics.resampling import Drawn, Floats, Integers, RowMetric
 from luban.metrics.row_scores import OF
 
 Scheme = Literal["IOB2", "BIOES", "BMES"]
@@ -158,11 +158,18 @@ class Entities(RowMetric):
         }
         return {name: np.array(values, np.float64) for name, values in columns.items()}
 
+    def _came(self) -> Integers:
+        return np.array(sorted(range(len(self)), key=self._rows.__getitem__), np.int64)
+
+    def _ordered(self) -> list[_Row]:
+        """Return the sentences so that resamples do not depend on the order in which they came."""
+        return [self._rows[number] for number in self._came()]
+
     def weighted(self, drawn: Drawn) -> dict[str, Floats]:
         """Return the figures; see `RowMetric.weighted`."""
-        self._rows.sort()  # so that resamples do not depend on the order in which sentences came
+        rows = self._ordered()
         counts = self._by_type(drawn)  # (3, types, resamples)
-        rest = np.array([(*strictly, right, tokens) for _, strictly, right, tokens in self._rows], np.float64)
+        rest = np.array([(*strictly, right, tokens) for _, strictly, right, tokens in rows], np.float64)
         *strict, right, tokens = rest.T @ drawn
         precision, recall, f1 = scores_of(*counts.sum(1))
         there = ((counts[1] + counts[2]) > 0).sum(0)
@@ -179,7 +186,7 @@ class Entities(RowMetric):
         """Return hits, found and wanted entities of each type, (3, types, resamples)."""
         numbers = {kind: number for number, kind in enumerate(self.types())}
         counts = np.zeros((3, len(numbers), len(self)))
-        for row, (by_type, *_) in enumerate(self._rows):
+        for row, (by_type, *_) in enumerate(self._ordered()):
             for kind, *of in by_type:
                 counts[:, numbers[kind], row] = of
         found: Floats = counts @ drawn

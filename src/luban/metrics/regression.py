@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luban.errors import InputError, NonFiniteError
-from luban.metrics.resampling import Drawn, Floats, RowMetric, RowTable, ratio
+from luban.metrics.resampling import Drawn, Floats, Integers, RowMetric, RowTable, ratio
 
 MOST_POINTS, RESIDUAL_BINS = 500, 30
 
@@ -51,6 +51,9 @@ class Regression(RowMetric):
     def merge(self, other: Regression) -> None:
         """Take in what another shard counted."""
         self._rows.merge(other._rows)
+
+    def _came(self) -> Integers:
+        return self._rows.came()
 
     def weighted(self, drawn: Drawn) -> dict[str, Floats]:
         """Return the figures; see `RowMetric.weighted`."""

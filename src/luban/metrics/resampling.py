@@ -42,17 +42,21 @@ class RowTable:
     def __init__(self) -> None:
         self._batches: list[tuple[NDArray[Any], ...]] = []
         self._ordered: tuple[NDArray[Any], ...] | None = None
+        self._numbers: list[Integers] = []  # of the rows of each batch, in the order in which they came
 
     def __len__(self) -> int:
         return sum(len(batch[0]) for batch in self._batches)
 
     def add(self, *columns: NDArray[Any]) -> None:
         """Take in a batch: arrays of one length, (rows, ...) each, of the same types and widths every time."""
+        first = len(self)
         self._batches.append(tuple(np.array(column) for column in columns))
+        self._numbers.append(np.arange(first, first + len(columns[0])))
         self._ordered = None
 
     def merge(self, other: RowTable) -> None:
         """Take in another table's rows."""
+        self._numbers.extend([numbers + len(self) for numbers in other._numbers])
         self._batches.extend(other._batches)
         self._ordered = None
 
@@ -63,7 +67,13 @@ class RowTable:
             order = _byte_order(whole)
             self._ordered = tuple(column[order] for column in whole)
             self._batches = [self._ordered]
+            self._numbers = [np.concatenate(self._numbers)[order]]
         return self._ordered
+
+    def came(self) -> Integers:
+        """Return of each row, as `columns` has them, its number in the order in which rows came."""
+        self.columns()
+        return self._numbers[0]
 
 
 class RowMetric(ABC):
@@ -76,6 +86,10 @@ class RowMetric(ABC):
     @abstractmethod
     def weighted(self, drawn: Drawn) -> dict[str, Floats]:
         """Return each figure of each resample, (resamples,); NaN where it is not defined."""
+
+    @abstractmethod
+    def _came(self) -> Integers:
+        """Return of each row, in the order that `weighted` counts them, its number in the order in which rows came."""
 
     def weighted_costly(self, drawn: Drawn) -> dict[str, Floats]:
         """Return the figures that take `_cost()` steps for each resample; the same form."""
@@ -100,29 +114,61 @@ class RowMetric(ABC):
         """Return 95 % percentile bootstrap intervals of the figures, rows drawn with replacement.
 
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. Resamples in which a figure is not
-        defined do not count. From 100,000 rows on fewer resamples are drawn, at least 100. Areas under curves take as
-        many as fit 100 million rows x classes, and get no interval where those are fewer than 100.
+        defined do not count.
 
         Arguments:
-            resamples: how many times the rows are drawn; 0, like a single row, gives the figures as bounds.
+            resamples: how many times the rows are drawn, see `resampled`; 0, like a single row, gives the figures as
+                bounds.
             seed: the same rows and seed give the same intervals.
         """
-        figures, rows = self.figures(), len(self)
+        return bounds(self.figures(), self.resampled(resamples, seed))
+
+    def resampled(
+        self, resamples: int = 1000, seed: int = 0, ranks: Integers | None = None
+    ) -> dict[str, Floats]:
+        """Return the figures of each resample, rows drawn with replacement: name -> (resamples,).
+
+        From 100,000 rows on fewer resamples are drawn, at least 100. Areas under curves take as many as fit 100 million
+        rows x classes, and are left out where those are fewer than 100. Of a single row there are none.
+
+        Arguments:
+            seed: the same rows and seed give the same resamples.
+            ranks: (rows,), of each row in the order in which they came its place in an order that another model's rows
+                have too: both are then drawn alike.
+        """
+        rows = len(self)
         if rows < 2 or resamples < 1:
-            return {name: (value, value) for name, value in figures.items()}
+            return {}
         resamples = min(resamples, max(FEWEST, MOST_DRAWS // rows))
         affordable = min(resamples, MOST_COSTLY // max(1, self._cost()))
         if affordable < min(FEWEST, resamples):
             affordable = 0
         found: dict[str, list[Floats]] = {}
         done = 0
+        places = None if ranks is None else ranks[self._came()]
         for drawn in drawn_counts(rows, resamples, seed):
+            if places is not None:
+                drawn = drawn[places]
             _collect(found, self.weighted(drawn))
             if done < affordable:
                 _collect(found, self.weighted_costly(drawn[:, : affordable - done]))
             done += drawn.shape[1]
-        bounds = {name: _bounds(np.concatenate(found[name])) for name in figures if name in found}
-        return {name: bound for name, bound in bounds.items() if bound is not None}
+        return {name: np.concatenate(blocks) for name, blocks in found.items()}
+
+
+def bounds(
+    figures: Mapping[str, float], resampled: Mapping[str, Floats], level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """Return percentile intervals of figures from those of resamples; where there are no resamples, the figure itself.
+
+    Example:
+        >>> bounds({"a": 1.0}, {"a": np.array([0.0, 1.0, 2.0])}, level=0.5)
+        {'a': (0.5, 1.5)}
+    """
+    if not resampled:
+        return {name: (value, value) for name, value in figures.items()}
+    found = {name: _bounds(resampled[name], level) for name in figures if name in resampled}
+    return {name: bound for name, bound in found.items() if bound is not None}
 
 
 def drawn_counts(rows: int, resamples: int, seed: int) -> Iterator[Drawn]:
@@ -186,11 +232,11 @@ def _collect(found: dict[str, list[Floats]], block: Mapping[str, Floats]) -> Non
         found.setdefault(name, []).append(values)
 
 
-def _bounds(values: Floats) -> tuple[float, float] | None:
+def _bounds(values: Floats, level: float) -> tuple[float, float] | None:
     values = values[np.isfinite(values)]
     if not len(values):
         return None
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

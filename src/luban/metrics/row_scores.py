@@ -1,7 +1,7 @@
 """What each held-out row counts towards a run's figures, kept so that two runs can be compared row by row.
 
-The file is safetensors: `digest` of each row, and one array for every figure that is a mean over rows. It is read and
-written without torch.
+The file is safetensors: `digest` of each row, one array for every figure that is a mean over rows, and of every figure,
+a mean or not, what it is in each resample of the rows. It is read and written without torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ MAX_BYTES = 1 << 30
 _DIGEST = "digest"
 OF = "/of"
 """What the name of a figure's denominators ends with."""
+_RESAMPLED = "resampled/"
 
 
 @dataclass(frozen=True)
@@ -35,29 +36,18 @@ class RowScores:
     Attributes:
         digest: (rows,), of each row as it came. scores: figure -> (rows,); the mean over rows is the run's figure, or
             the sum over that of `FIGURE/of`, where there is one, such as entities found and wanted.
+        resampled: figure -> (resamples,), what it is where rows are drawn with replacement; rows of the same digests
+            are drawn alike, so that two runs are paired draw by draw.
     """
 
     digest: NDArray[np.int64]
     scores: Mapping[str, Floats]
-
-    @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]], scores: Mapping[str, Floats]) -> RowScores:
-        """Put together which rows were measured and what each counted.
-
-        Example:
-            >>> found = RowScores.of([{"text": "a"}, {"text": "b"}], {"accuracy": np.array([1.0, 0.0])})
-            >>> len(found.digest), found.scores["accuracy"].mean()
-            (2, np.float64(0.5))
-        """
-        digests = bytearray()
-        for row in rows:
-            text = json.dumps(row, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
-            digests += hashlib.blake2b(text, digest_size=8).digest()
-        return cls(np.frombuffer(bytes(digests), np.int64), scores)
+    resampled: Mapping[str, Floats] = field(default_factory=dict)
 
     def write(self, path: Path, fs: FileSystem = DISK) -> None:
         """Write the file whole or not at all."""
-        arrays = {name: np.ascontiguousarray(values, np.float64) for name, values in self.scores.items()}
+        named = {**self.scores, **{f"{_RESAMPLED}{n}": values for n, values in self.resampled.items()}}
+        arrays = {name: np.ascontiguousarray(values, np.float64) for name, values in named.items()}
         write_bytes(path, save({_DIGEST: np.ascontiguousarray(self.digest), **arrays}), fs)
 
     @classmethod
@@ -79,6 +69,28 @@ class RowScores:
         digest = arrays.pop(_DIGEST, None)
         if digest is None or digest.dtype != np.int64 or digest.ndim != 1:
             raise CheckpointError(f"{path} has no digests of rows")
-        if any(values.shape != digest.shape or values.dtype != np.float64 for values in arrays.values()):
+        resampled = {
+            name.removeprefix(_RESAMPLED): arrays.pop(name)
+            for name in [*arrays]
+            if name.startswith(_RESAMPLED)
+        }
+        fit = [values.shape == digest.shape for values in arrays.values()]
+        fit += [values.ndim == 1 for values in resampled.values()]
+        if not all(fit) or any(v.dtype != np.float64 for v in (*arrays.values(), *resampled.values())):
             raise CheckpointError(f"{path} holds arrays that do not fit each other")
-        return cls(digest, arrays)
+        return cls(digest, arrays, resampled)
+
+
+def digests_of(rows: Iterable[Mapping[str, Any]]) -> NDArray[np.int64]:
+    """Return which rows these are: of each a digest that is the same wherever the row stands.
+
+    Example:
+        >>> first, second, again = digests_of([{"text": "a"}, {"text": "b"}, {"text": "a"}]).tolist()
+        >>> first == again, first == second
+        (True, False)
+    """
+    digests = bytearray()
+    for row in rows:
+        text = json.dumps(row, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        digests += hashlib.blake2b(text, digest_size=8).digest()
+    return np.frombuffer(bytes(digests), np.int64)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from luban.errors import InputError
-from luban.metrics.resampling import Drawn, Floats, RowMetric, RowTable, ratio
+from luban.metrics.resampling import Drawn, Floats, Integers, RowMetric, RowTable, ratio
 
 
 class Tags(RowMetric):
@@ -43,6 +43,9 @@ class Tags(RowMetric):
     def merge(self, other: Tags) -> None:
         """Take in what another shard counted."""
         self._rows.merge(other._rows)
+
+    def _came(self) -> Integers:
+        return self._rows.came()
 
     def weighted(self, drawn: Drawn) -> dict[str, Floats]:
         """Return the figures; see `RowMetric.weighted`."""

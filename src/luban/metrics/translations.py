@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from luban.metrics.bleu import Bleu, Tokenize
 from luban.metrics.chrf import ChrF
+from luban.metrics.resampling import Floats, Integers
 
 
 class Translations:
@@ -41,6 +42,15 @@ class Translations:
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Return 95 % intervals by name."""
         return {**self.bleu.intervals(resamples, seed), **self.chrf.intervals(resamples, seed)}
+
+    def resampled(
+        self, resamples: int = 1000, seed: int = 0, ranks: Integers | None = None
+    ) -> dict[str, Floats]:
+        """Return the figures of each resample; see `RowMetric.resampled`."""
+        return {
+            **self.bleu.resampled(resamples, seed, ranks),
+            **self.chrf.resampled(resamples, seed, ranks),
+        }
 
     def signatures(self) -> dict[str, str]:
         """Return how each figure was computed."""

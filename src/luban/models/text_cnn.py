@@ -91,9 +91,10 @@ class TextCnn(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return logits: (batch, length) int64 and (batch, length) bool -> (batch, outputs)."""
         x = self.tokens(ids) * mask[..., None]  # (batch, length, width)
-        found = [
-            best_windows(x, mask, layer.weight, layer.bias) for layer in self.filters
-        ]  # (batch, filters) each
+        found = []
+        for layer in self.filters:
+            assert isinstance(layer, nn.Conv1d) and layer.bias is not None
+            found.append(best_windows(x, mask, layer.weight, layer.bias))  # (batch, filters)
         best = torch.cat(found, dim=1)
         out: Tensor = self.output(dropout(best, self.config.dropout, self.training))
         return out

@@ -74,8 +74,7 @@ class ImageClassification(picture_folder.StartsFromPictures):
         image = values.get("image")
         if not isinstance(image, bytes | np.ndarray):
             raise BadValue("bad_picture", f"a picture is wanted; received {str(image)[:80]!r}")
-        others = {n: v for n, v in values.items() if n in self.settings.evaluate.slices}
-        row = {**others, "image": image, "path": str(values.get("path", ""))}
+        row = {**self.beside(values), "image": image, "path": str(values.get("path", ""))}
         return labelled(row, self.label_of(values.get(roles.get("label", "label"))))
 
     def read(self, path: Path) -> Iterator[Any]:

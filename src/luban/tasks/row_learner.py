@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from luban.data.row_order import RowOrder
-from luban.data.row_sets import PreparedRows
+from luban.data.row_sets import BESIDE, PreparedRows
 from luban.data.row_store import RowSet
 from luban.durable import FileSystem
 from luban.errors import RecipeError, nearest
 from luban.metrics.directions import LOWER_IS_BETTER
-from luban.metrics.row_scores import RowScores
+from luban.metrics.resampling import bounds
+from luban.metrics.row_scores import RowScores, digests_of
 from luban.models.counted import count_flops
 from luban.recipe import settled
 from luban.task_folder import TaskFolder, save_task_folder
@@ -298,6 +299,9 @@ def measured(
     answers = answered(task, model, rows, numbers, stop)
     scores = task.scores(answers, rows, numbers)
     figures = scores.figures()
+    digests = digests_of(row["values"] for row in rows.rows())
+    ranks = np.argsort(np.argsort(digests, kind="stable"), kind="stable")
+    resampled = scores.resampled(settings.bootstrap, ranks=ranks)
     primary = settings.primary or task.primary
     figures = {primary: primary_of(figures, primary), **figures}
     badness = task.badness(answers, rows, numbers)
@@ -311,10 +315,10 @@ def measured(
         primary=primary,
         direction="min" if is_minimised(task, primary) else "max",
         figures=figures,
-        intervals=scores.intervals(settings.bootstrap) if settings.bootstrap else {},
+        intervals=bounds(scores.figures(), resampled) if settings.bootstrap else {},
         counts={"rows": len(rows)},
         sections={name: section for name, section in sections.items() if section},
-        rows=RowScores.of((row["values"] for row in rows.rows()), task.row_scores(answers, rows, numbers)),
+        rows=RowScores(digests, task.row_scores(answers, rows, numbers), resampled),
     )
 
 
@@ -337,7 +341,7 @@ def _errors(
 
 
 def _check_slices(rows: RowSet, asked: Sequence[str]) -> None:
-    there = rows.row(0)["values"] if asked and len(rows) else {}
+    there = _columns(rows.row(0)) if asked and len(rows) else {}
     lacking = [name for name in asked if name not in there]
     if lacking:
         raise RecipeError(
@@ -366,20 +370,28 @@ def primary_of(figures: Mapping[str, float], name: str) -> float:
     return figures.get(name, math.nan)
 
 
+def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that was kept of a row, by column."""
+    return {**row["values"], **row.get(BESIDE, {})}
+
+
 def _slices(task: RowTask, answers: Sequence[Any], rows: RowSet, settings: Any) -> list[dict[str, Any]]:
     """Return the figures of the rows of each value of the columns asked for, the largest groups first."""
     found = []
     for column in settings.slices:
         groups: dict[str, list[int]] = {}
         for number, row in enumerate(rows.rows()):
-            groups.setdefault(str(row["values"].get(column)), []).append(number)
+            groups.setdefault(str(_columns(row).get(column)), []).append(number)
         for value in sorted(groups, key=lambda v: -len(groups[v]))[:SLICES]:
             numbers = np.array(groups[value], np.int64)
             scores = task.scores([answers[n] for n in groups[value]], rows, numbers)
-            intervals = scores.intervals(min(200, settings.bootstrap)) if settings.bootstrap else {}
+            figures = scores.figures()
+            intervals = (
+                bounds(figures, scores.resampled(min(200, settings.bootstrap))) if settings.bootstrap else {}
+            )
             metrics = {
                 name: {"value": figure, "low": low, "high": high}
-                for name, figure in scores.figures().items()
+                for name, figure in figures.items()
                 if math.isfinite(figure)
                 for low, high in [intervals.get(name, (figure, figure))]
             }

@@ -15,7 +15,7 @@ from torch import nn
 
 from luban.data.bad_rows import BadKind, BadRows, Place
 from luban.data.row_files import Layout, read_raw_rows, with_columns
-from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row
+from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row, kept_row
 from luban.data.row_sources import suffix_of
 from luban.data.row_store import RowSet, RowWriter
 from luban.data.rows import FileRows
@@ -75,7 +75,7 @@ class RowModel:
                     if isinstance(raw, Broken):
                         raise BadValue("not_text", raw.why)
                     row = _to_answer(kind, raw)
-                    writer.add(kind.encode(row), {"values": kind.kept(row), "file": "", "line": number})
+                    writer.add(kind.encode(row), kept_row(kind, row, "", number))
                 except BadValue as error:
                     answers.append({"row": number, "error": error.detail})
                 else:
@@ -187,7 +187,7 @@ def _read(
             missing = sorted(kind.targets - row.keys())
             if missing:
                 raise BadValue("missing_value", f"the row has no {' and no '.join(missing)}")
-            writer.add(kind.encode(row), {"values": kind.kept(row), "file": raw.file, "line": raw.line})
+            writer.add(kind.encode(row), kept_row(kind, row, raw.file, raw.line))
         except BadValue as error:
             bad.add(error.kind, place, error.detail, str(raw.values)[:200])
     writer.close()

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from luban.data.fingerprint import Fingerprint
 from luban.data.row_files import Layout
 from luban.data.row_preparation import prepare_rows, row_fingerprint
-from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row
+from luban.data.row_sets import BESIDE, BadValue, Fitted, PreparedRows, Row
 from luban.data.row_store import RowSet
 from luban.errors import InputError
+from luban.metrics.resampling import Floats, Integers
 from luban.row_recipe import RowRecipe
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
 from luban.tasks.columns import column_of
@@ -45,8 +46,8 @@ class Scores(Protocol):
     def figures(self) -> dict[str, float]:
         """Return the figures by name."""
 
-    def intervals(self, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """Return 95 % intervals by name."""
+    def resampled(self, resamples: int, seed: int = 0, ranks: Integers | None = None) -> dict[str, Floats]:
+        """Return the figures of each resample, see `RowMetric.resampled`; a name for each that has an interval."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,13 @@ class RowTask:
                 column_of(columns, name, (), "evaluate.slices")
         return asked
 
+    def beside(self, values: Mapping[str, Any]) -> Row:
+        """Return the columns that figures are given by, as the part of a row that is only looked at."""
+        found = {name: str(values[name]) for name in self.settings.evaluate.slices if name in values}
+        return {BESIDE: found} if found else {}
+
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
-        """Return the row by the task's own names, checked.
+        """Return the row by the task's own names, checked, and with it what is `beside`.
 
         A value of `targets` that is not there is left out: rows to be answered have none.
 
@@ -156,7 +162,9 @@ class RowTask:
 
     def kept(self, row: Row) -> Row:
         """Return what is kept of a row to show it later."""
-        return {name: value for name, value in row.items() if not isinstance(value, bytes | np.ndarray)}
+        shown = {name: value for name, value in row.items() if not isinstance(value, bytes | np.ndarray)}
+        shown.pop(BESIDE, None)
+        return shown
 
     def read(self, path: Path) -> Iterator[Any]:
         """Yield the raw rows of a file or folder to be answered; a `Broken` in the place of one that is none."""

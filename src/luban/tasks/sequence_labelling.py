@@ -83,13 +83,12 @@ class SequenceLabelling(bert.StartsFromBert):
         """Return tokens, and tags where there are some."""
         del roles
         tokens, tags = values.get("tokens"), values.get("tags")
-        others = {n: str(v) for n, v in values.items() if n in self.settings.evaluate.slices}
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise BadValue("not_text", f"a list of tokens is wanted; received {str(tokens)[:80]!r}")
         if not tokens:
             raise BadValue("empty_row", "the sentence has no tokens")
         if tags is None:
-            return {**others, "tokens": tokens[: self.settings.data.length]}
+            return {**self.beside(values), "tokens": tokens[: self.settings.data.length]}
         if not isinstance(tags, list) or len(tags) != len(tokens):
             found = len(tags) if isinstance(tags, list) else 0
             raise BadValue("unequal_lengths", f"{len(tokens)} tokens and {found} tags")
@@ -98,7 +97,7 @@ class SequenceLabelling(bert.StartsFromBert):
             raise BadValue("too_long", f"the sentence has {len(tokens)} tokens, data.length is {most}")
         if not all(isinstance(tag, str | int) and str(tag).strip() for tag in tags):
             raise BadValue("missing_value", f"a token has no tag; received {str(tags)[:80]}")
-        return {**others, "tokens": tokens, "tags": [str(tag) for tag in tags]}
+        return {**self.beside(values), "tokens": tokens, "tags": [str(tag) for tag in tags]}
 
     def parse(self, raw: Any) -> Mapping[str, Any]:
         """Take a text as a row: cut at white space; one without any, as Chinese has none, into characters."""

@@ -90,8 +90,8 @@ class Tabular(Classifier):
             raise DataError(
                 "there is no column besides the target", received=list(columns), where="data.target"
             )
-        beside = [name for name in self.sliced(columns) if name not in (*used, target)]
-        return {"target": target, "used": used, "beside": beside}
+        self.sliced(columns)
+        return {"target": target, "used": used}
 
     def _known_roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Return the roles that were learned, whatever the order of the columns of another file."""
@@ -110,16 +110,14 @@ class Tabular(Classifier):
                 raise BadValue(
                     "not_text", f"{name} is a {type(values[name]).__name__}, not a cell of a table"
                 )
-        row: Row = {"cells": [values[name] for name in roles["used"]]}
-        if beside := {name: values.get(name) for name in roles.get("beside", ())}:
-            row["beside"] = beside
+        row: Row = {**self.beside(values), "cells": [values[name] for name in roles["used"]]}
         target = values.get(roles["target"])
         return row if read_cell(target).missing else {**row, "target": target}
 
     def kept(self, row: Row) -> Row:
         """Return the row by the names of its columns."""
         roles = self.fitted.state["roles"] if self._fitted else self._roles
-        cells = {**dict(zip(roles["used"], row["cells"], strict=True)), **row.get("beside", {})}
+        cells = dict(zip(roles["used"], row["cells"], strict=True))
         return {**cells, roles["target"]: row["target"]} if "target" in row else cells
 
     def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:

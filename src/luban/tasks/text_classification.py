@@ -140,14 +140,15 @@ class TextClassification(bert.StartsFromBert, Classifier):
         return {"text": text, "label": label}
 
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
-        """Return text and label, and what other columns there are, for slices."""
+        """Return text and label."""
         text = values.get(roles.get("text", "text"), values.get("text"))
         if not isinstance(text, str):
             raise BadValue("not_text", f"a text is wanted; received {str(text)[:80]!r}")
         if not text.strip():
             raise BadValue("empty_row", "the text is empty")
-        others = {n: str(v) for n, v in values.items() if n in self.settings.evaluate.slices}
-        return labelled({**others, "text": text}, self.label_of(values.get(roles.get("label", "label"))))
+        return labelled(
+            {**self.beside(values), "text": text}, self.label_of(values.get(roles.get("label", "label")))
+        )
 
     def parse(self, raw: Any) -> Mapping[str, Any]:
         """Take a bare text as a row."""

@@ -91,7 +91,7 @@ class Translation(RowTask):
 
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
         """Return both texts, or the source alone of a row to be answered."""
-        row: Row = {n: str(v) for n, v in values.items() if n in self.settings.evaluate.slices}
+        row: Row = self.beside(values)
         for side in ("source", "target"):
             text = values.get(roles.get(side, side), values.get(side))
             if text is None and side == "target":
