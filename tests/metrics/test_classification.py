@@ -88,6 +88,10 @@ def test_multilabel_figures_are_those_of_scikit_learn(rows: int, classes: int, s
         "hamming_loss": (targets != answers).mean(),
         "log_loss": -np.log(np.clip(np.where(targets > 0, chances, 1 - chances), 2.0**-52, 1)).mean(),
     }
+    of = np.digitize(chances.ravel(), np.arange(1, 15) / 15, right=True)
+    told, there = chances.ravel(), targets.ravel().astype(np.float64)
+    inside = [of == number for number in range(15) if (of == number).any()]
+    expected["ece"] = sum(n.sum() * abs(there[n].mean() - told[n].mean()) for n in inside) / told.size
     parts = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}
     for part, score in parts.items():
         expected[f"micro_{part}"] = score(targets.ravel(), answers.ravel(), zero_division=0)

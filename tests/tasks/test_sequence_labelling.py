@@ -277,7 +277,8 @@ def test_tags_without_spans_are_measured_token_by_token(tmp_path: Path) -> None:
     made = recipe(str(tmp_path / "rows.conll"), train={"steps": 2, "batch": 8, "compile": "off"})
     result = train(made, out=tmp_path / "run").result
     assert result["primary"]["name"] == "token_accuracy"
-    assert set(result["metrics"]) == {"token_accuracy", "sentence_accuracy"}
+    macro = {"macro_precision", "macro_recall", "macro_f1"}
+    assert set(result["metrics"]) == {"token_accuracy", "sentence_accuracy", *macro}
     assert "entities" not in load(tmp_path / "run").predict(["the cat"])[0]
 
 

@@ -355,14 +355,19 @@ def test_several_labels_are_learned_and_answered(tmp_path: Path) -> None:
     content = []
     for number in range(160):
         told = [name for name in ("red", "green", "blue") if draws.random() < 0.5]
-        content.append({"text": " ".join(["it is", *told, str(number)]), "label": told})
+        wrong = [] if number % 8 else ["red"]  # so that nobody can be sure
+        content.append({"text": " ".join(["it is", *told, str(number)]), "label": [*told, *wrong]})
+    test = write(tmp_path / "test.jsonl", content[130:])
     settings = {"steps": 60, "batch": 32, "compile": "off", "evaluate_every": 60}
-    made = recipe(write(tmp_path / "rows.jsonl", content), data={"multilabel": True}, train=settings)
+    data = {"multilabel": True, "test": test}
+    made = recipe(write(tmp_path / "rows.jsonl", content[:130]), data=data, train=settings)
     outcome = train(made, out=tmp_path / "run")
     assert outcome.result["metrics"]["accuracy"] > 0.5
     (answer,) = load(outcome.folder).predict(["it is red and blue"])
     assert {"red", "blue"} <= set(answer["labels"])
     assert set(answer["probabilities"]) == {"red", "green", "blue"}
+    told = json.loads((outcome.folder / "evaluation.json").read_text("utf-8"))["classification"]
+    assert 0 < told["temperature"] != 1.0  # found on validation rows, for figures on test rows
     again = evaluate(outcome.folder, bootstrap=0).figures
     assert again["accuracy"] == pytest.approx(outcome.result["metrics"]["accuracy"])
 

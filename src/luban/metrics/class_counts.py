@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luban.metrics.calibration import CalibrationError
+from luban.metrics.calibration import BINS, CalibrationError, bins_of
 from luban.metrics.ranking import Bools, Ranking
 from luban.metrics.resampling import Drawn, Floats, Groups, Integers, ratio
 
@@ -99,6 +99,11 @@ class AnyOfMany:
         right = np.where(self._targets, self._chances, 1.0 - self._chances)
         self._loss = -np.log(np.maximum(right, _LEAST)).mean(1)
         self.ranked = list(range(self._chances.shape[1]))
+        # (rows, bins): how much more often than told the labels of a row are there, by the bin of their probability.
+        rows, bins = np.arange(self._chances.size) // max(1, len(self.ranked)), bins_of(self._chances.ravel())
+        gaps = (self._targets - self._chances).ravel()
+        cells = np.bincount(rows * BINS + bins, gaps, minlength=len(self._chances) * BINS)
+        self._gaps = cells.reshape(-1, BINS)
 
     def counts(self, drawn: Drawn) -> Counts:
         """Count the labels of each resample."""
@@ -118,6 +123,7 @@ class AnyOfMany:
             **{f"micro_{part}": figures for part, figures in zip(parts, of_all, strict=True)},
             **{f"macro_{part}": figures.mean(0) for part, figures in zip(parts, of_each, strict=True)},
             "log_loss": self._loss @ drawn / total,
+            "ece": np.abs(self._gaps.T @ drawn).sum(0) / total / len(self.ranked),
         }
 
     def against_rest(self, label: int) -> tuple[Floats, Bools]:

@@ -26,8 +26,8 @@ class Classification(RowMetric):
     second, of more the mean of each class against the rest), log_loss (nats), ece (see `CalibrationError`), and
     brier (mean squared error summed over the classes; of two classes half of that). Multilabel: accuracy (all labels
     of a row right), hamming_loss, precision, recall and F1 of all labels together (micro_) and as the mean over
-    labels (macro_), log_loss (nats, mean over labels), roc_auc and pr_auc (means over labels); a label is given from
-    a probability of 0.5 on.
+    labels (macro_), log_loss (nats, mean over labels), ece (of the probabilities of all labels), roc_auc and pr_auc
+    (means over labels); a label is given from a probability of 0.5 on.
 
     What would divide by zero is 0, as in scikit-learn with `zero_division=0`. A class that all rows have, or none,
     has no area and is left out of their mean. Beyond 1,000 classes areas are not computed, probabilities not kept.

@@ -157,20 +157,23 @@ class Classifier(RowTask):
 
     def calibrate(self, answers: Sequence[Any], rows: RowSet) -> Self:
         """Scale the logits so that probabilities on validation rows are as good as one number can make them."""
-        if self.multilabel:
-            return self
-        found = temperature(np.stack(answers).astype(np.float64), rows.column("label"))
+        logits, targets = np.stack(answers).astype(np.float64), rows.column("label")
+        if self.multilabel:  # each label of each row is one of two classes: there, or not
+            there = logits.reshape(-1, 1)
+            logits, targets = np.hstack([np.zeros_like(there), there]), targets.ravel().astype(np.int64)
+        found = temperature(logits, targets)
         state = {**self.fitted.state, "temperature": found}
         return self.knowing(Fitted(state, self.fitted.tokenizers, self.fitted.notes))
 
     def probabilities(self, answers: Sequence[Any]) -> Floats:
         """Return logits as probabilities, (rows, classes)."""
-        logits = np.stack(answers).astype(np.float64)
+        logits = np.stack(answers).astype(np.float64) / self.fitted.state.get("temperature", 1.0)
+        found: Floats
         if self.multilabel:
-            return 1.0 / (1.0 + np.exp(-logits))
-        logits /= self.fitted.state.get("temperature", 1.0)
+            found = 1.0 / (1.0 + np.exp(-logits))
+            return found
         raised = np.exp(logits - logits.max(1, keepdims=True))
-        found: Floats = raised / raised.sum(1, keepdims=True)
+        found = raised / raised.sum(1, keepdims=True)
         return found
 
     def decode(self, answer: Any) -> dict[str, Any]:
@@ -197,12 +200,13 @@ class Classifier(RowTask):
         """Return accuracy and log loss of each row."""
         probabilities, targets = self.probabilities(answers), rows.column("label")[numbers]
         if self.multilabel:
-            return {"accuracy": ((probabilities >= 0.5) == (targets > 0.5)).all(1).astype(np.float64)}
-        own = probabilities[np.arange(len(numbers)), targets]
-        return {
-            "accuracy": (probabilities.argmax(1) == targets).astype(np.float64),
-            "log_loss": -np.log(np.maximum(own, np.finfo(np.float64).eps)),
-        }
+            accurate = ((probabilities >= 0.5) == (targets > 0.5)).all(1)
+            own = np.where(targets > 0.5, probabilities, 1.0 - probabilities)
+        else:
+            accurate = probabilities.argmax(1) == targets
+            own = probabilities[np.arange(len(numbers)), targets][:, None]
+        losses = -np.log(np.maximum(own, np.finfo(np.float64).eps)).mean(1)
+        return {"accuracy": accurate.astype(np.float64), "log_loss": losses}
 
     def badness(self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]) -> Floats:
         """Return how sure a wrong answer is; below zero where it is right."""

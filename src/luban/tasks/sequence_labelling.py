@@ -293,7 +293,7 @@ class SequenceLabelling(bert.StartsFromBert):
     def scores(self, answers: Sequence[Any], rows: RowSet, numbers: NDArray[np.int64]) -> Scores:
         """Measure tags, and the spans they make."""
         scheme = self.fitted.state["scheme"]
-        found = Tags() if scheme == "none" else Entities(scheme)
+        found = Tags(self.fitted.state["tags"]) if scheme == "none" else Entities(scheme)
         found.add(self._named(answers), self._right(rows, numbers))
         return found
 
@@ -324,8 +324,9 @@ class SequenceLabelling(bert.StartsFromBert):
         return np.array(found, np.float64)
 
     def sections(self, scores: Scores) -> dict[str, Any]:
-        """Return the figures of each type of span."""
-        return {"entities": scores.section()} if isinstance(scores, Entities) else {}
+        """Return the figures of each type of span, or of each tag, and which was taken for which."""
+        assert isinstance(scores, Entities | Tags)
+        return {"entities" if isinstance(scores, Entities) else "classification": scores.section()}
 
     def show(self, rows: RowSet, number: int, answer: Any) -> dict[str, Any]:
         """Return the tokens with both tags."""
