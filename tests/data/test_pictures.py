@@ -246,6 +246,40 @@ REFUSED = {
 }
 
 
+SAVE = "; save it as JPEG, PNG, GIF, BMP, WEBP or TIFF"
+UNKNOWN = "it begins with b{!r}, as no picture does that luban reads"
+BOMB = "Image size ({} pixels) exceeds limit of "
+SAID = {  # what is said word by word; behind a colon or a "limit of" Pillow goes on in its own words
+    "no bytes": "the file has no bytes",
+    "text": UNKNOWN.format("hello, t"),
+    "text like a BMP": UNKNOWN.format("BMW is a"),
+    "HTML": "HTML or XML; perhaps a page came in place of the picture",
+    "SVG": f"SVG, a drawing without pixels{SAVE}",
+    "SVG with mark": f"SVG, a drawing without pixels{SAVE}",
+    "PDF": f"PDF{SAVE}",
+    "HEIC": f"HEIC, AVIF or a video{SAVE}",
+    "ZIP": UNKNOWN.format("PK\x03\x04aaaa"),
+    "WAV": UNKNOWN.format("RIFF$\x00\x00\x00"),
+    "half a JPEG": "a JPEG file, cut or damaged: ",
+    "JPEG without its end": "a JPEG file, cut or damaged: ",
+    "half a PNG": "a PNG file, cut or damaged: ",
+    "head of a PNG": "a PNG file, cut or damaged: ",
+    "half a GIF": "it begins as a GIF file, but has no header of one",
+    "half a WebP": "a WEBP file, cut or damaged: ",
+    "half a BMP": "a BMP file, cut or damaged: ",
+    "half a TIFF": "a TIFF file, cut or damaged: ",
+    "PNG with a wrong sum": "it begins as a PNG file, but has no header of one",
+    "PNG of 50,000 squared": BOMB.format(50_000**2),
+    "PNG of 2**31": BOMB.format((2**31 - 1) ** 2),
+    "PNG of no pixel": "it begins as a PNG file, but has no header of one",
+    "GIF of 60,000 squared": BOMB.format(60_000**2),
+    "PNG with a profile bomb": "damaged or made to fill memory: ",
+    "PNG with a text bomb": "damaged or made to fill memory: ",
+    "TIFF as a fax": "TIFF with group4 compression; save it as PNG",
+    "TIFF of floats": "pixels of 32 bits (mode F); scale them to 8 or 16 bits",
+}
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_picture_is_refused_by_kind(name: str) -> None:
     data, kind = REFUSED[name]
@@ -253,6 +287,8 @@ def test_what_is_no_picture_is_refused_by_kind(name: str) -> None:
         decode(data, size=(8, 8), channels=3)
     assert caught.value.kind == kind, caught.value
     assert "0x" not in caught.value.detail and len(caught.value.detail) < 400
+    said, told = SAID[name], caught.value.detail
+    assert told.startswith(said) if said.endswith((": ", "limit of ")) else told == said
 
 
 def test_bombs_are_refused_in_little_memory() -> None:

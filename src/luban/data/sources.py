@@ -32,6 +32,7 @@ _FORMATS: dict[str, Format] = {
 }
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gz", ".zst": "zst"}
 _ABOUT = ("readme", "license", "licence", "notice")
+_TAGGED = (".conll", ".bio", ".iob", ".iob2", ".bmes", ".bioes")
 _PEEK_BYTES = 8192
 
 
@@ -199,6 +200,8 @@ def _file(path: Path, name: str) -> SourceFile:
     if format_ is not None:
         return SourceFile(path, name, format_, compression)
     file = SourceFile(path, name, "text", compression)
+    if path.name.lower().removesuffix(f".{compression}").endswith(_TAGGED):
+        return file  # a NUL in one of its sentences makes a bad row, not another kind of file
     try:
         with open_bytes(file) as stream:
             start = stream.read(_PEEK_BYTES)

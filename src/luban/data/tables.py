@@ -79,7 +79,8 @@ def json_object(reader: FileRows, raw: bytes) -> dict[str, Any] | None:
         reader.bad("nul", "a NUL byte", raw)
         return None
     try:
-        value = json.loads(raw)
+        # Named, or two odd bytes at the beginning would be taken for the mark of another encoding.
+        value = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         reader.bad("invalid_utf8", f"byte {error.start + 1} of the line is not UTF-8", raw)
     except (ValueError, RecursionError) as error:

@@ -142,6 +142,8 @@ class TextClassification(bert.StartsFromBert, Classifier):
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
         """Return text and label."""
         text = values.get(roles.get("text", "text"), values.get("text"))
+        if text is None:
+            raise BadValue("missing_value", "the row has no text")
         if not isinstance(text, str):
             raise BadValue("not_text", f"a text is wanted; received {str(text)[:80]!r}")
         if not text.strip():

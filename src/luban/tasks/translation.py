@@ -96,6 +96,8 @@ class Translation(RowTask):
             text = values.get(roles.get(side, side), values.get(side))
             if text is None and side == "target":
                 continue
+            if text is None:
+                raise BadValue("missing_value", "the row has no source")
             if not isinstance(text, str):
                 raise BadValue("not_text", f"the {side} is no text; received {str(text)[:80]!r}")
             if not text.strip():
