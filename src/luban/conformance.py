@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from luban import tasks
 from luban.console import Show
@@ -36,6 +38,7 @@ from luban.training.faults import Faults
 from luban.verbs.evaluate import evaluate
 from luban.verbs.export import export
 from luban.verbs.load import load
+from luban.verbs.rates import rates
 from luban.verbs.train import Outcome, Tools, train
 
 Check = Callable[[type[Task], Path], None]
@@ -112,27 +115,96 @@ def a_stopped_run_goes_on_to_the_same_bytes(task: type[Task], folder: Path) -> N
 
 def bad_rows_are_counted_and_named(task: type[Task], folder: Path) -> None:
     """A row that cannot be used is left out, counted, and named with file and line; or ends the run where asked to."""
-    good = task.sample(ROWS, random.Random(3))
-    rows = Path(write_rows(folder / "rows", good))
-    file = rows if rows.is_file() else sorted(rows.glob("*/*"))[0]
-    if rows.is_file():
-        file.write_bytes(file.read_bytes() + b'{"broken": \n' + b"\xff\xfe\n" + b"{}\n")
-    else:
-        (file.parent / "cut.png").write_bytes(file.read_bytes()[:40])
-        (file.parent / "empty.png").write_bytes(b"")
+    rows = Path(write_rows(folder / "rows", task.sample(ROWS, random.Random(3))))
+    expected = _spoil_lines(rows) if rows.is_file() else _spoil_pictures(rows)
     recipe = _recipe(task, str(rows), {"steps": 1})
     with _named(task):
         data = task.prepare(_validated(task, recipe), folder / "data", stop=_never, progress=_quiet)
         bad = data.report["bad_rows"]
-        assert bad["total"] == (3 if rows.is_file() else 2), f"{bad['total']} bad rows were counted"
-        examples = [example for kind in bad["kinds"].values() for example in kind["examples"]]
-        assert all(example["file"] and example["line"] >= 1 for example in examples)
+        examples = [e for kind in bad["kinds"].values() if kind["left_out"] for e in kind["examples"]]
+        found = {(Path(e["file"]).name, e["line"]) for e in examples if e["detail"]}
+        assert found == expected, f"bad rows are {sorted(expected)}; counted were {sorted(found)}"
+        assert bad["total"] == len(expected), f"{bad['total']} bad rows were counted"
+        kept = sum(size["rows"] for size in data.sizes().values()) if _on_rows(task) else ROWS
+        assert kept == ROWS, f"{kept} of {ROWS} good rows are left"
         strict = {**recipe, "data": {**recipe["data"], "on_bad_row": "error"}}
         try:
             task.prepare(_validated(task, strict), folder / "strict", stop=_never, progress=_quiet)
             raise AssertionError("a bad row passed under on_bad_row: error")
         except DataError as error:
             assert error.where is not None, "the error does not say where the row stands"
+
+
+def _spoil_lines(file: Path) -> set[tuple[str, int]]:
+    """Write bad rows behind the first good one, and return file and line of each; what is harmless is written too."""
+    bad = [
+        b'{"broken": ',
+        b"\xff\xfe",
+        b"[1, 2]",
+        b"{}",
+        b'{"nothing": "that is asked for"}',
+        b'{"text": "nul \\u0000", "source": "a", "target": "b", "label": "c"}',
+        b'{"text": "' + b"x" * 10_000_000 + b'"}',
+    ]
+    first, *others = file.read_bytes().splitlines()
+    # A mark at the beginning, Windows' ends of lines and an empty line change nothing.
+    file.write_bytes(b"\r\n".join([b"\xef\xbb\xbf" + first, *bad, b"", *others, b""]))
+    return {(file.name, 2 + number) for number in range(len(bad))}
+
+
+def _spoil_pictures(place: Path) -> set[tuple[str, int]]:
+    """Write bad pictures beside good ones, and return file and line of each."""
+    good = sorted(place.glob("*/*"))[0]
+    content, size = good.read_bytes(), (50_000).to_bytes(4, "big")
+    header = b"IHDR" + size + size + content[24:29]
+    bad = {
+        "bomb.png": content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:],
+        "cut.png": content[:40],
+        "drawing.png": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "empty.png": b"",
+        "text.jpg": b"this is a text",
+    }
+    for name, bytes_ in bad.items():
+        (good.parent / name).write_bytes(bytes_)
+    return {(name, 1) for name in bad}
+
+
+def rows_that_were_trained_on_are_told_of(task: type[Task], folder: Path) -> None:
+    """Held out rows that stand in training flatter the figures: they are counted, and the report says so."""
+    if not _on_rows(task):
+        return  # documents are dropped from training instead: tests/data/test_duplicates.py
+    rows = task.sample(ROWS, random.Random(11))
+    train_rows, held = write_rows(folder / "train", rows), write_rows(folder / "held", rows[:3])
+    recipe = _recipe(task, train_rows, {"steps": 1})
+    recipe["data"] |= {"validation": held, "test": held}
+    data = task.prepare(_validated(task, recipe), folder / "data", stop=_never, progress=_quiet)
+    assert data.report["split"]["overlap"]["exact"] == 6
+    (note,) = [note["detail"] for note in data.report["notes"] if note["kind"] == "overlap"]
+    assert note == "6 of 6 held-out rows stand in training too: figures flatter"
+
+
+def what_is_frozen_stays(task: type[Task], folder: Path) -> None:
+    """A parameter that `train.freeze` names is the same after training, and the others are not."""
+    names = [name for name, _ in _learner(task, folder / "seen").model.named_parameters()]
+    frozen, rows = names[0], write_rows(folder / "rows", task.sample(ROWS, random.Random(12)))
+    weights = []
+    for steps in (1, STEPS):
+        recipe = _recipe(task, rows, {"steps": steps, "freeze": [frozen]})
+        run = Run(_train(task, recipe, folder / f"run-{steps}").folder)
+        weights.append(load_file(run.checkpoints / f"step-{steps:08d}" / "model.safetensors"))
+    moved = {name for name, tensor in weights[0].items() if not torch.equal(tensor, weights[1][name])}
+    assert frozen not in moved, f"{frozen} was frozen and moved"
+    assert moved & set(names[1:]), "nothing else moved"
+
+
+def a_rate_is_found(task: type[Task], folder: Path) -> None:
+    """`luban rates` tries rates from low to high on the task, and keeps nothing."""
+    rows = write_rows(folder / "rows", task.sample(ROWS, random.Random(13)))
+    with _named(task):
+        found = rates(_recipe(task, rows, {"steps": STEPS}), out=folder / "runs" / "none", steps=12)
+    tried = [row["rate"] for row in found["rows"]]
+    assert 1 <= len(tried) <= 12 and tried == sorted(tried), tried
+    assert not (folder / "runs" / "none").exists()
 
 
 def a_saved_model_answers_as_the_trained_one(task: type[Task], folder: Path) -> None:
@@ -207,6 +279,9 @@ CHECKS: Sequence[Check] = (
     batches_are_a_pure_function,
     a_stopped_run_goes_on_to_the_same_bytes,
     bad_rows_are_counted_and_named,
+    rows_that_were_trained_on_are_told_of,
+    what_is_frozen_stays,
+    a_rate_is_found,
     a_saved_model_answers_as_the_trained_one,
     a_bad_row_is_answered_by_name,
     figures_of_shards_merge_to_those_of_the_whole,

@@ -80,6 +80,26 @@ def test_of_a_table(tmp_path: Path) -> None:
     assert note == {"kind": "constant", "detail": "same is '7' in every training row: left out"}
 
 
+def test_of_a_table_in_json(tmp_path: Path) -> None:
+    rows = [
+        {"age": 20 + n % 9, "town": ["Rome", "Oslo"][n % 2], "target": ["yes", "no"][n % 3 == 0]}
+        for n in range(GOOD)
+    ]
+    del rows[5]["town"]  # missing, as an empty cell is
+    rows[6]["remark"] = "read, as any other column"
+    bad: list[dict[str, Any]] = [{"target": "yes"}, {"age": [1], "town": "Oslo", "target": "no"}, {"age": 9}]
+    data = prepared("tabular", tmp_path, {}, train_jsonl=json_lines([*rows, *bad]))
+    assert left_out(data) == {
+        (61, "missing_column"): "the row has no remark, age, town",
+        (62, "not_text"): "age is a list, not a cell of a table",
+        (63, "missing_value"): "the row has no target",
+    }
+    assert data.report["rows"] == GOOD
+    assert data.fitted.state["roles"]["target"] == "target"
+    # Once trained, a row may lack what training rows lacked at times, and nothing else.
+    assert {"remark", "town"} >= set(data.fitted.state["optional"]) >= {"remark"}
+
+
 def test_of_texts(tmp_path: Path) -> None:
     bad = (
         b'{"text": "cut\n'

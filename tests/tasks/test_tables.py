@@ -367,7 +367,7 @@ def test_a_row_of_other_columns_and_one_without_target_are_counted_with_their_li
 def test_a_file_without_header_gets_its_columns_from_the_recipe(tmp_path: Path) -> None:
     text = "".join(f"{row['size']},{row['place']},{row['rented']}\n" for row in flats(40))
     data = split(tmp_path, text, text, suffix="csv", columns=["size", "place", "rented"])
-    assert data.fitted.state["roles"] == {"target": "rented", "used": ["size", "place"], "beside": []}
+    assert data.fitted.state["roles"] == {"target": "rented", "used": ["size", "place"]}
     assert len(data.train) == 40
 
 

@@ -127,7 +127,7 @@ def test_figures_of_pairs_by_a_column_of_their_table(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", rows)
     settings = validated(path, evaluate={"slices": ["topic"]})
     data = Translation.prepare(settings, tmp_path / "out", stop=lambda: None, progress=lambda *_: None)
-    assert {row["values"]["topic"] for row in data.train.rows()} == {"a", "b"}
+    assert {row["beside"]["topic"] for row in data.train.rows()} == {"a", "b"}
     wrong = validated(path, evaluate={"slices": ["topics"]})
     with pytest.raises(DataError, match="the rows have no such column") as error:
         Translation.prepare(wrong, tmp_path / "other", stop=lambda: None, progress=lambda *_: None)
@@ -327,7 +327,7 @@ def test_rows_are_answered_in_order_and_bad_ones_in_their_place(run: Path, tmp_p
     assert answers[0]["text"] == answers[1]["text"] == answers[5]["text"]
     assert [answer.get("error") for answer in answers[2:5]] == [
         "the source is empty",
-        "the source is no text; received 'None'",
+        "the row has no source",
         "a row is an object with columns; received '3'",
     ]
 

@@ -14,6 +14,7 @@ Files may be compressed (.gz, .zst). Nothing is followed out of the folder that 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -116,9 +117,13 @@ def read_raw_rows(
 
 
 def with_columns(rows: Iterator[RawRow]) -> tuple[list[str], Iterator[RawRow]]:
-    """Return the columns that the first rows have, and all rows: a row of JSON may lack some that others have."""
+    """Return the columns that the first rows have, and all rows: a row of JSON may lack some that others have.
+
+    Those that fewer than half of these rows have stand first, so that the last is one of all or of most.
+    """
     first = list(islice(rows, _LOOKED_AT))
-    return list(dict.fromkeys(name for raw in first for name in raw.values)), chain(first, rows)
+    counts = Counter(name for raw in first for name in raw.values)  # in the order of their first row
+    return sorted(counts, key=lambda name: 2 * counts[name] >= len(first)), chain(first, rows)
 
 
 def source_files_of(source: str | Sequence[str], layout: Layout) -> list[SourceFile]:

@@ -101,18 +101,26 @@ class Tabular(Classifier):
         return roles
 
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
-        """Return the columns that are used, and the target where there is one."""
-        unknown = [name for name in roles["used"] if name not in values]
-        if unknown:
-            raise BadValue("missing_column", f"the row has no {', '.join(unknown[:5])}")
-        for name in roles["used"]:
-            if isinstance(values[name], list | dict):
-                raise BadValue(
-                    "not_text", f"{name} is a {type(values[name]).__name__}, not a cell of a table"
-                )
-        row: Row = {**self.beside(values), "cells": [values[name] for name in roles["used"]]}
-        target = values.get(roles["target"])
-        return row if read_cell(target).missing else {**row, "target": target}
+        """Return the columns that are used, and the target where there is one.
+
+        A column that a row of JSON does not have is missing in it; once trained, only of those that some training row
+        had no value of: without another the row cannot be meant.
+        """
+        used, target = roles["used"], roles["target"]
+        if absent := [name for name in used if name not in values]:
+            wanted = absent if len(absent) == len(used) else []
+            if self._fitted is not None:
+                optional = self._fitted.state.get("optional", ())
+                wanted = wanted or [name for name in absent if name not in optional]
+            if wanted:
+                raise BadValue("missing_column", f"the row has no {', '.join(wanted[:5])}")
+        cells = [values.get(name) for name in used]
+        for name, cell in zip(used, cells, strict=True):
+            if isinstance(cell, list | dict):
+                raise BadValue("not_text", f"{name} is a {type(cell).__name__}, not a cell of a table")
+        row: Row = {**self.beside(values), "cells": cells}
+        value = values.get(target)
+        return row if read_cell(value).missing else {**row, "target": value}
 
     def kept(self, row: Row) -> Row:
         """Return the row by the names of its columns."""
@@ -138,7 +146,11 @@ class Tabular(Classifier):
                 fix="give columns whose values come again and differ; data.categories=[COLUMN] keeps an identifier",
             )
         notes = list(columns.notes)
+        absent = {
+            name for row in rows() for name, cell in zip(used, row["cells"], strict=True) if cell is None
+        }
         state: dict[str, Any] = {"roles": dict(roles), "columns": columns.as_json()}
+        state["optional"] = [name for name in used if name in absent]
         if self._takes_numbers(row["target"] for row in rows()):
             read = (read_cell(row["target"]).number for row in rows())
             numbers = np.array([number for number in read if number is not None])
