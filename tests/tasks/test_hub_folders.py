@@ -99,6 +99,13 @@ def text_run(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 # BERT for texts.
 
 
+def test_the_shipped_recipe_trains_on(bert_folder: Path, tmp_path: Path) -> None:
+    rows, start = f"data.train={texts(tmp_path)}", f"model.start={bert_folder}"
+    short = ("train.epochs=null", "train.steps=2", "train.compile=off", "evaluate.bootstrap=0")
+    folder = train("bert-classification", rows, start, *short, out=tmp_path / "run").folder
+    assert load(folder).kind.settings.model.network == "bert"
+
+
 def test_a_vocabulary_cuts_as_transformers_does(bert_folder: Path) -> None:
     ours, theirs = Tokenizer.load(bert_folder), transformers.BertTokenizer(str(bert_folder / "vocab.txt"))
     for text in ["Lovely film, 这家店!", "x" * 120, "Ünïcode [SEP] 99", "  "]:
