@@ -145,18 +145,17 @@ def predict(folder: str, rows: tuple[str, ...], source: str | None, as_json: boo
     A row is what the model's task reads: a prompt or a text, an object with the columns of a table
     ('{"age": 39, ...}'), the path of a picture.
     """
-    given: Any = sys.stdin if source == "-" or (source is None and not rows) else source
-    if given is sys.stdin and sys.stdin.isatty() and source is None:
+    # Its bytes: what the terminal's encoding cannot read is one bad row, not the end.
+    given: Any = sys.stdin.buffer if source == "-" or (source is None and not rows) else source
+    if given is not source and sys.stdin.isatty() and source is None:
         raise click.UsageError("give a row, or --input FILE")
     settings = {name: value for name, value in options.items() if value is not None and value != ()}
     if len(rows) == 1 and given is None and not as_json and _stream(folder, rows[0], settings):
         return
     with importing():
         from luban.verbs.predict import predict as run
-        from luban.verbs.predict import row_of_line
-
     any_answer = False
-    for answer in run(folder, [row_of_line(row) for row in rows], source=given, **settings):
+    for answer in run(folder, lines=rows, source=given, **settings):
         any_answer = True
         if as_json:
             print_json(answer)

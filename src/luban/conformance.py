@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from luban import tasks
 from luban.console import Show
 from luban.data.pictures import encode_png
+from luban.data.row_sets import PreparedRows
 from luban.durable import sha256
 from luban.errors import DataError, Stopped
 from luban.run import Run
@@ -183,6 +184,25 @@ def rows_that_were_trained_on_are_told_of(task: type[Task], folder: Path) -> Non
     assert note == "6 of 6 held-out rows stand in training too: figures flatter"
 
 
+def figures_are_given_by_a_column(task: type[Task], folder: Path) -> None:
+    """`evaluate.slices` gives the figures of the rows of each value, and moves no row to another side."""
+    if not _on_rows(task):
+        return  # text has no columns
+    rows = task.sample(ROWS, random.Random(14))
+    path = write_rows(folder / "rows", rows)
+    recipe = _recipe(task, path, {"steps": 1})
+    column = "path" if Path(path).is_dir() else next(iter(rows[0]))
+    with _named(task):
+        plain = task.prepare(_validated(task, recipe), folder / "plain", stop=_never, progress=_quiet)
+        recipe["evaluate"] = {**recipe.get("evaluate", {}), "slices": [column]}
+        outcome = _train(task, recipe, folder / "run")
+    sizes: Any = PreparedRows(outcome.folder / "data").sizes()
+    assert sizes == plain.sizes(), "rows moved"
+    told = json.loads((outcome.folder / "evaluation.json").read_text("utf-8"))
+    assert {one["column"] for one in told["slices"]} == {column}
+    assert all(one["rows"] >= 1 and one["metrics"] for one in told["slices"])
+
+
 def what_is_frozen_stays(task: type[Task], folder: Path) -> None:
     """A parameter that `train.freeze` names is the same after training, and the others are not."""
     names = [name for name, _ in _learner(task, folder / "seen").model.named_parameters()]
@@ -280,6 +300,7 @@ CHECKS: Sequence[Check] = (
     a_stopped_run_goes_on_to_the_same_bytes,
     bad_rows_are_counted_and_named,
     rows_that_were_trained_on_are_told_of,
+    figures_are_given_by_a_column,
     what_is_frozen_stays,
     a_rate_is_found,
     a_saved_model_answers_as_the_trained_one,

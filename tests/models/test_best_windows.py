@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,9 +72,24 @@ def test_a_text_without_a_token_fits_each_filter_by_its_bias() -> None:
 
 def test_of_windows_that_fit_equally_well_the_first_has_the_gradient() -> None:
     x = torch.ones(1, 4, 1, requires_grad=True)
-    best_windows(x, torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 1, 2), torch.zeros(1)).sum().backward()
-    assert x.grad is not None
-    assert x.grad.flatten().tolist() == [1.0, 1.0, 0.0, 0.0]
+    mask, weight = torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 1, 2)
+    for plain in (False, True):  # and so where the convolution itself is computed, as when compiled
+        x.grad = None
+        with mock.patch.object(torch.compiler, "is_compiling", lambda: plain):  # noqa: B023
+            best_windows(x, mask, weight, torch.zeros(1)).sum().backward()
+        assert x.grad is not None
+        assert x.grad.flatten().tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_rows_need_not_lie_densely_and_there_may_be_none() -> None:
+    x, mask, weight, bias = drawn(3, 4, 5, 2, 1)
+    turned = x.detach().transpose(0, 1).contiguous().transpose(0, 1)
+    torch.testing.assert_close(
+        best_windows(turned, mask, weight, bias), by_convolution(x, mask, weight, bias)
+    )
+    none = best_windows(x[:0], mask[:0], weight, bias)
+    none.sum().backward()
+    assert none.shape == (0, 2) and weight.grad is not None and not weight.grad.any()
 
 
 def test_what_is_frozen_has_no_gradient() -> None:

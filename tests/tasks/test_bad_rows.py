@@ -90,7 +90,7 @@ def test_of_a_table_in_json(tmp_path: Path) -> None:
     bad: list[dict[str, Any]] = [{"target": "yes"}, {"age": [1], "town": "Oslo", "target": "no"}, {"age": 9}]
     data = prepared("tabular", tmp_path, {}, train_jsonl=json_lines([*rows, *bad]))
     assert left_out(data) == {
-        (61, "missing_column"): "the row has no remark, age, town",
+        (61, "missing_column"): "the row has no age, town, remark",
         (62, "not_text"): "age is a list, not a cell of a table",
         (63, "missing_value"): "the row has no target",
     }
@@ -98,6 +98,15 @@ def test_of_a_table_in_json(tmp_path: Path) -> None:
     assert data.fitted.state["roles"]["target"] == "target"
     # Once trained, a row may lack what training rows lacked at times, and nothing else.
     assert {"remark", "town"} >= set(data.fitted.state["optional"]) >= {"remark"}
+
+
+def test_of_a_table_whose_rows_end_in_different_columns_the_target_is_asked_for(tmp_path: Path) -> None:
+    rows = [{"age": n, "town": "Oslo", **({} if n % 3 else {"left": "yes"})} for n in range(GOOD)]
+    with pytest.raises(DataError) as stopped:
+        prepared("tabular", tmp_path, {}, train_jsonl=json_lines(rows))
+    assert stopped.value.message == "the target is not named, and the rows end in different columns"
+    assert stopped.value.received == {"left": "20 rows", "town": "40 rows"}
+    assert (stopped.value.where, stopped.value.fix) == ("data.target", "name it: data.target=COLUMN")
 
 
 def test_of_texts(tmp_path: Path) -> None:
@@ -166,17 +175,17 @@ def test_of_pairs(tmp_path: Path) -> None:
 
 
 def test_of_tagged_sentences(tmp_path: Path) -> None:
-    bad = b"Bob\nran O\n\nBob B-PER extra\nran O\n\ncaf\xe9 O\n\nZe\0d O\n\nZed B-LOC\n\n"
-    data = prepared("sequence-labelling", tmp_path, {}, train_conll=TAGGED.encode() + bad)
-    found = left_out(data)
-    # A tag that only a row held out has is unknown; one of training would be learned.
-    unknown = found.pop((251, "unknown_label"), "no training sentence has the tag 'B-LOC'")
-    assert unknown == "no training sentence has the tag 'B-LOC'"
-    assert found == {
+    bad = b"Bob\nran O\n\nBob B-PER extra\nran O\n\ncaf\xe9 O\n\nZe\0d O\n\n"
+    held = b"Ann B-PER\n\nZed B-LOC\n\n"
+    data = prepared(
+        "sequence-labelling", tmp_path, {}, train_conll=TAGGED.encode() + bad, validation_conll=held
+    )
+    assert left_out(data) == {
         (241, "wrong_columns"): "1 columns; there should be 2",
         (245, "wrong_columns"): "2 columns; there should be 3",
         (247, "invalid_utf8"): "byte 4 of the row is not UTF-8 (0xe9)",
         (249, "nul"): "a NUL byte",
+        (3, "unknown_label"): "no training sentence has the tag 'B-LOC'",
     }
     rows = [{"tokens": ["Ann", str(n)], "tags": ["B-PER", "O"]} for n in range(GOOD)]
     tail: list[dict[str, Any]] = [

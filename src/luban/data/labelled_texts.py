@@ -22,8 +22,11 @@ _UNDERSTOOD = (
 )
 
 
-def text_parts(one: Named) -> list[Part]:
+def text_parts(one: Named, answering: bool = False) -> list[Part]:
     """Return what a source of texts consists of.
+
+    Arguments:
+        answering: whether a text needs no label: then each file of a folder without folders is one.
 
     Raises:
         InputError: it holds nothing that is understood, or tables beside folders of classes.
@@ -47,6 +50,8 @@ def text_parts(one: Named) -> list[Part]:
         raise InputError("the folder holds neither tables nor texts", received=one.given, fix=_UNDERSTOOD)
     refuse_deeper(one, of_classes)
     parts = one.left_out()
+    if not of_classes and answering:
+        return [*parts, *(Part("text", (file.source_file(),)) for file in on_top)]
     if not of_classes:
         return [*parts, *(Part("labelled lines", (file.source_file(),)) for file in on_top)]
     detail = "a text beside the folders of classes belongs to none"

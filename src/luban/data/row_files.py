@@ -35,7 +35,7 @@ Layout = Literal["table", "pictures", "texts", "tagged", "pairs"]
 
 _LISTED_ROW_BYTES = 100_000_000
 _NOT_READ = ("left out", "passed over")
-_LOOKED_AT = 16
+_LOOKED_AT = 1000
 
 _READERS: dict[Kind, Callable[[FileRows, Part, Sequence[str] | None], Iterator[dict[str, Any]]]] = {
     "table": lambda reader, _, columns: table_values(reader, columns),
@@ -74,6 +74,7 @@ def read_raw_rows(
     max_row_bytes: int,
     bad: BadRows,
     seen: Callable[[int], None] = lambda _: None,
+    answering: bool = False,
 ) -> Iterator[RawRow]:
     """Read a source row by row, in a fixed order, holding no more than a row and a buffer in memory.
 
@@ -85,6 +86,7 @@ def read_raw_rows(
         max_row_bytes: a longer row is bad.
         bad: where rows that cannot be used are counted.
         seen: told how many bytes were read from the disk, for progress.
+        answering: whether the rows are to be answered: then texts may lack labels, and sentences tags.
 
     Raises:
         InputError: a source is absent or holds nothing that the layout understands.
@@ -98,7 +100,7 @@ def read_raw_rows(
         ...     list(read_raw_rows(str(path), "table", max_row_bytes=1000, bad=BadRows("error")))
         [RawRow(values={'text': 'fine', 'label': 'good'}, file='a.csv', line=2)]
     """
-    for part in _parts(source, layout):
+    for part in _parts(source, layout, answering):
         reader = FileRows(part.files[0], max_row_bytes, bad, seen)
         if part.kind == "left out":
             reader.bad(part.problem or "no_file", part.detail, line=1)
@@ -107,7 +109,11 @@ def read_raw_rows(
             reader.mended("passed_over", part.detail)
             continue
         try:
-            for values in _READERS[part.kind](reader, part, columns):
+            if answering and part.kind == "tagged lines":
+                found = tagged_lines(reader, columns, tags=False)
+            else:
+                found = _READERS[part.kind](reader, part, columns)
+            for values in found:
                 reader.met_any = True
                 yield RawRow(values, reader.file.name, reader.line)
         except CorruptStream as error:
@@ -116,14 +122,22 @@ def read_raw_rows(
             reader.bad("empty_file", "the file has no rows", line=1)
 
 
-def with_columns(rows: Iterator[RawRow]) -> tuple[list[str], Iterator[RawRow]]:
-    """Return the columns that the first rows have, and all rows: a row of JSON may lack some that others have.
+class Columns(list[str]):
+    """The columns that the first rows have, in the order in which they came: a row of JSON may lack some.
 
-    Those that fewer than half of these rows have stand first, so that the last is one of all or of most.
+    Attributes:
+        ends: how many of these rows end in each column.
     """
+
+    def __init__(self, first: Sequence[RawRow]) -> None:
+        super().__init__(dict.fromkeys(name for raw in first for name in raw.values))
+        self.ends = Counter(next(reversed(raw.values)) for raw in first if raw.values)
+
+
+def with_columns(rows: Iterator[RawRow]) -> tuple[Columns, Iterator[RawRow]]:
+    """Return the columns that the first thousand rows have, and all rows."""
     first = list(islice(rows, _LOOKED_AT))
-    counts = Counter(name for raw in first for name in raw.values)  # in the order of their first row
-    return sorted(counts, key=lambda name: 2 * counts[name] >= len(first)), chain(first, rows)
+    return Columns(first), chain(first, rows)
 
 
 def source_files_of(source: str | Sequence[str], layout: Layout) -> list[SourceFile]:
@@ -153,11 +167,11 @@ def _listed_pictures(part: Part) -> Iterator[SourceFile]:
         return  # reading will count it
 
 
-def _parts(source: str | Sequence[str], layout: Layout) -> list[Part]:
+def _parts(source: str | Sequence[str], layout: Layout, answering: bool = False) -> list[Part]:
     things = named(source)
     if layout == "pairs":
         return pair_parts(things)
-    parts_of = {"table": table_parts, "texts": text_parts, "pictures": picture_parts, "tagged": tagged_parts}[
-        layout
-    ]
+    if layout == "texts":
+        return [part for one in things for part in text_parts(one, answering)]
+    parts_of = {"table": table_parts, "pictures": picture_parts, "tagged": tagged_parts}[layout]
     return [part for one in things for part in parts_of(one)]

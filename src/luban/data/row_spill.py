@@ -35,19 +35,22 @@ class RowSpill:
 
     def add(self, row: Row, place: Place) -> bytes:
         """Append a row; return a digest of its bytes and pictures."""
-        hashed, kept = hashlib.blake2b(digest_size=16), {}
+        hashed = hashlib.blake2b(digest_size=16)
+        kept: dict[str, Any] = {}
+        places: dict[str, Any] = {}
         for name, value in row.items():
             if isinstance(value, bytes | np.ndarray):
                 blob = value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
                 shape = None if isinstance(value, bytes) else list(value.shape)
-                kept[name] = {"at": self._blob_bytes, "size": len(blob), "shape": shape}
+                kept[name] = None
+                places[name] = {"at": self._blob_bytes, "size": len(blob), "shape": shape}
                 with storage_errors(self._paths[1], needed=len(blob)):
                     self._fs.write(self._blobs, blob)
                 self._blob_bytes += len(blob)
                 hashed.update(name.encode() + blob)
             else:
                 kept[name] = value
-        line = f"{to_json({'row': kept, 'place': place})}\n".encode()
+        line = f"{to_json({'row': kept, 'blobs': places, 'place': place})}\n".encode()
         with storage_errors(self._paths[0], needed=len(line)):
             self._fs.write(self._lines, line)
         return hashed.digest()
@@ -63,18 +66,14 @@ class RowSpill:
         with self._paths[0].open(encoding="utf-8", newline="\n") as lines, self._paths[1].open("rb") as blobs:
             for line in lines:
                 written = json.loads(line)
-                row = written["row"]
-                if self._blob_bytes:
-                    row = {name: self._value(value, blobs) for name, value in row.items()}
-                yield row, Place(*written["place"])
+                blobs_of = {name: self._blob(where, blobs) for name, where in written["blobs"].items()}
+                yield {**written["row"], **blobs_of}, Place(*written["place"])
 
     @staticmethod
-    def _value(value: Any, blobs: BinaryIO) -> Any:
-        if not isinstance(value, dict):  # no value of a checked row is an object
-            return value
-        blobs.seek(value["at"])
-        blob = blobs.read(value["size"])
-        return blob if value["shape"] is None else np.frombuffer(blob, np.uint8).reshape(value["shape"])
+    def _blob(where: dict[str, Any], blobs: BinaryIO) -> Any:
+        blobs.seek(where["at"])
+        blob = blobs.read(where["size"])
+        return blob if where["shape"] is None else np.frombuffer(blob, np.uint8).reshape(where["shape"])
 
     def remove(self) -> None:
         """Delete the files."""

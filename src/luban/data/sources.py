@@ -200,14 +200,14 @@ def _file(path: Path, name: str) -> SourceFile:
     if format_ is not None:
         return SourceFile(path, name, format_, compression)
     file = SourceFile(path, name, "text", compression)
-    if path.name.lower().removesuffix(f".{compression}").endswith(_TAGGED):
-        return file  # a NUL in one of its sentences makes a bad row, not another kind of file
+    tagged = path.name.lower().removesuffix(f".{compression}").endswith(_TAGGED)
     try:
         with open_bytes(file) as stream:
             start = stream.read(_PEEK_BYTES)
     except CorruptStream:
         return file
-    if b"\0" in start:
+    # A NUL in one of its sentences makes a bad row, and not another kind of file; UTF-16 has one in every second byte.
+    if b"\0" in start and not (tagged and start.count(0) < len(start) / 4):
         raise InputError(
             "the file is neither text nor of a known format",
             received=str(path),

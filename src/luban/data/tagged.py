@@ -52,7 +52,9 @@ def tagged_parts(one: Named) -> list[Part]:
     return parts
 
 
-def tagged_lines(reader: FileRows, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def tagged_lines(
+    reader: FileRows, columns: Sequence[str] | None, *, tags: bool = True
+) -> Iterator[dict[str, Any]]:
     """Yield the sentences of a file with a token on each line and a blank line after each sentence.
 
     Columns stand between tabs, or in a line without any, between spaces. `-DOCSTART-` lines are passed over, and so are
@@ -61,9 +63,11 @@ def tagged_lines(reader: FileRows, columns: Sequence[str] | None) -> Iterator[di
 
     Arguments:
         columns: numbers of the columns of token and tag, from 0, negative from the last; None for first and last.
+        tags: whether each token must have one; else a sentence may be a column of tokens.
 
     Returns:
-        `{"tokens": [str], "tags": [str]}` each; `reader.line` is the line of the first token.
+        `{"tokens": [str], "tags": [str]}` each, without tags where there is one column;
+        `reader.line` is the line of the first token.
 
     Raises:
         InputError: `columns` are no two numbers.
@@ -75,7 +79,7 @@ def tagged_lines(reader: FileRows, columns: Sequence[str] | None) -> Iterator[di
             if any(cells.crlf for cells in sentence):
                 reader.mended("crlf", "lines of the sentence end with CRLF")
             kept = [cells for cells in _without_comments(reader, sentence) if cells.cells[0] != _DOCUMENT]
-            if kept and (row := _row(reader, kept, token_at, tag_at)) is not None:
+            if kept and (row := _row(reader, kept, token_at, tag_at, tags)) is not None:
                 yield row
             reader.line = after
 
@@ -135,9 +139,14 @@ def _without_comments(reader: FileRows, sentence: list[_Cells]) -> list[_Cells]:
     return []
 
 
-def _row(reader: FileRows, sentence: list[_Cells], token_at: int, tag_at: int) -> dict[str, Any] | None:
+def _row(
+    reader: FileRows, sentence: list[_Cells], token_at: int, tag_at: int, tags: bool
+) -> dict[str, Any] | None:
     width = len(sentence[0].cells)
-    needed = max(2, *(at + 1 if at >= 0 else -at for at in (token_at, tag_at)))
+    alone = not tags and width == 1
+    if alone:
+        token_at = tag_at = 0
+    needed = 1 if alone else max(2, *(at + 1 if at >= 0 else -at for at in (token_at, tag_at)))
     for line, cells, _, _ in sentence:
         shown = " ".join(cells)[:200]
         if len(cells) < needed or len(cells) != width:
@@ -149,10 +158,8 @@ def _row(reader: FileRows, sentence: list[_Cells], token_at: int, tag_at: int) -
             reader.bad("missing_value", "the line has no token, or no tag", shown, line)
             return None
     reader.line = sentence[0].line
-    return {
-        "tokens": [cells.cells[token_at] for cells in sentence],
-        "tags": [c.cells[tag_at] for c in sentence],
-    }
+    found = {"tokens": [cells.cells[token_at] for cells in sentence]}
+    return found if alone else {**found, "tags": [cells.cells[tag_at] for cells in sentence]}
 
 
 def tagged_values(reader: FileRows, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:

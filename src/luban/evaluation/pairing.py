@@ -111,9 +111,9 @@ def _pair_rows(first: Measured, second: Measured, a: RowScores, b: RowScores, re
         for name, scores in a.scores.items()
         if name in b.scores and not name.endswith(OF)
     }
-    drawn = _drawn_alike(first, second, a, b)
-    others = {name: sides for name, sides in units.items() if name not in drawn}
-    differences = {**drawn, **_differences(others, resamples)}
+    # Of means and ratios as many draws as are asked for; of other figures those that the runs kept.
+    plain, drawn = _differences(units, resamples), _drawn_alike(first, second, a, b)
+    differences = {name: plain.get(name, told) for name, told in drawn.items()} | plain
     chances = {
         name: paired_difference(units[name][0][0], units[name][1][0], resamples).p
         for name in units

@@ -93,6 +93,7 @@ class Entities(RowMetric):
             raise InputError(f"tags are read as {', '.join(_LETTERS)}", received=scheme)
         self.scheme: Scheme = scheme
         self._rows: list[_Row] = []
+        self._order: Integers | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -107,6 +108,7 @@ class Entities(RowMetric):
             raise InputError("each sentence needs its tags", received=(len(predicted), len(targets)))
         # All are read before any is counted, so that an unknown tag leaves the figures as they were.
         self._rows.extend([self._row(*pair) for pair in zip(predicted, targets, strict=True)])
+        self._order = None
 
     def _row(self, predicted: Sequence[str], targets: Sequence[str]) -> _Row:
         if len(predicted) != len(targets):
@@ -137,6 +139,7 @@ class Entities(RowMetric):
                 "only figures of the same scheme can be merged", received=(self.scheme, other.scheme)
             )
         self._rows.extend(other._rows)
+        self._order = None
 
     def types(self) -> list[str]:
         """Return the types of entities that occur, in alphabetical order."""
@@ -159,7 +162,9 @@ class Entities(RowMetric):
         return {name: np.array(values, np.float64) for name, values in columns.items()}
 
     def _came(self) -> Integers:
-        return np.array(sorted(range(len(self)), key=self._rows.__getitem__), np.int64)
+        if self._order is None:
+            self._order = np.array(sorted(range(len(self)), key=self._rows.__getitem__), np.int64)
+        return self._order
 
     def _ordered(self) -> list[_Row]:
         """Return the sentences so that resamples do not depend on the order in which they came."""

@@ -13,6 +13,9 @@ from luban.metrics.class_counts import scores_of
 from luban.metrics.classification import MOST_SHOWN
 from luban.metrics.resampling import Drawn, Floats, Groups, Integers, RowMetric, ratio
 
+_Row = tuple[tuple[int, int], ...]
+"""Of each token its right tag and the tag answered, sorted."""
+
 
 class Tags(RowMetric):
     """Figures of tagged sentences, whose rows are sentences: streaming, mergeable, resampled by sentences.
@@ -36,9 +39,7 @@ class Tags(RowMetric):
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = list(labels)
         self._numbers = {label: number for number, label in enumerate(self.labels)}
-        self._rows: list[
-            tuple[tuple[int, int], ...]
-        ] = []  # of each sentence (right tag, tag answered), sorted
+        self._rows: list[_Row] = []
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -74,7 +75,7 @@ class Tags(RowMetric):
         self._changed()
 
     def _changed(self) -> None:
-        for name in ("_tokens", "_came_as"):
+        for name in ("_tokens", "_came_as", "_kinds"):
             self.__dict__.pop(name, None)
 
     def _came(self) -> Integers:
@@ -94,19 +95,22 @@ class Tags(RowMetric):
 
     def _counts(self, drawn: Drawn) -> tuple[Floats, Floats, Floats]:
         """Return how often each tag was answered rightly, was answered, and was right, (tags, resamples) each."""
-        sentences, right, said = self._tokens
-        hit = right == said
-        return (
-            self._of_each(right[hit], sentences[hit], drawn),
-            self._of_each(said, sentences, drawn),
-            self._of_each(right, sentences, drawn),
+        hits, answered, support = (
+            groups.sums(often * drawn[sentences]) for groups, sentences, often in self._kinds
         )
+        return hits, answered, support
 
-    def _of_each(self, tags: Integers, sentences: Integers, drawn: Drawn) -> Floats:
-        """Count each tag, (tags, resamples); a tag that a sentence has often is read once."""
-        cells, often = np.unique(tags * len(self) + sentences, return_counts=True)
-        weights = often.astype(drawn.dtype)[:, None] * drawn[cells % len(self)]
-        return Groups(cells // len(self), len(self.labels)).sums(weights)
+    @cached_property
+    def _kinds(self) -> list[tuple[Groups, Integers, Floats]]:
+        """Tags answered rightly, answered, and right: each tag of each sentence once, with how often it is there."""
+        sentences, right, said = self._tokens
+        hit, rows, found = right == said, max(1, len(self)), []
+        for tags, of in ((right[hit], sentences[hit]), (said, sentences), (right, sentences)):
+            cells, often = np.unique(tags * rows + of, return_counts=True)
+            found.append(
+                (Groups(cells // rows, len(self.labels)), cells % rows, often.astype(np.float64)[:, None])
+            )
+        return found
 
     def weighted(self, drawn: Drawn) -> dict[str, Floats]:
         """Return the figures; see `RowMetric.weighted`."""

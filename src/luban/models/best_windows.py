@@ -36,7 +36,7 @@ def best_windows(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tenso
         return found
     fits = F.conv1d(x.transpose(1, 2), weight, padding=weight.shape[2] - 1)  # (batch, filters, windows)
     held = _holds(mask, weight.shape[2])[:, None]
-    return F.relu(fits.masked_fill(~held, -torch.inf).amax(2) + bias)
+    return F.relu(fits.masked_fill(~held, -torch.inf).max(2).values + bias)
 
 
 def _holds(mask: Tensor, window: int) -> Tensor:
@@ -52,12 +52,12 @@ class _BestWindows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         (batch, length, width), (filters, _, window) = x.shape, weight.shape
         windows = length + window - 1
-        padded = F.pad(x, (0, 0, window - 1, window - 1))  # (batch, windows + window - 1, width)
+        padded = F.pad(x, (0, 0, window - 1, window - 1)).contiguous()  # (batch, windows + window - 1, width)
         each = padded.as_strided((batch, windows, window * width), (padded.stride(0), width, 1))
         computed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         matrix = weight.to(computed).permute(2, 1, 0).reshape(window * width, filters)
         with torch.autocast("cpu", enabled=False):
-            fits = each.to(computed).reshape(batch * windows, -1) @ matrix
+            fits = each.to(computed).reshape(batch * windows, window * width) @ matrix
         barred = torch.zeros(batch, windows, 1, dtype=fits.dtype).masked_fill_(
             ~_holds(mask, window)[..., None], -torch.inf
         )
@@ -81,10 +81,10 @@ class _BestWindows(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             # A filter's gradient is the sum of its windows, each times the gradient of its text.
             to_weight = F.embedding_bag(
-                rows.permute(1, 2, 0).reshape(-1, batch),
+                rows.permute(1, 2, 0).reshape(filters * window, batch),
                 padded.flatten(0, 1),
                 mode="sum",
-                per_sample_weights=shares.permute(1, 2, 0).reshape(-1, batch),
+                per_sample_weights=shares.permute(1, 2, 0).reshape(filters * window, batch),
             )
             to_weight = to_weight.view(filters, window, width).transpose(1, 2)
         if ctx.needs_input_grad[0]:

@@ -114,6 +114,11 @@ class Model(Protocol):
     module: nn.Module
     state: Mapping[str, Any]
     """What the task keeps in the model folder besides weights and tokenizers."""
+    rows_at_once: int
+    """Rows that `predict` is best given together."""
+
+    def row_of_line(self, line: str) -> Any:
+        """Return a line that a person typed as a row: a text, or JSON; a `Broken` where it is neither."""
 
     def read(self, path: Path) -> Iterator[Any]:
         """Yield the rows of a file or folder to be answered; a `Broken` in the place of one that is none."""

@@ -170,7 +170,7 @@ class Classifier(RowTask):
         logits = np.stack(answers).astype(np.float64) / self.fitted.state.get("temperature", 1.0)
         found: Floats
         if self.multilabel:
-            found = 1.0 / (1.0 + np.exp(-logits))
+            found = np.exp(-np.logaddexp(0.0, -logits))  # the sigmoid, without a number too large on the way
             return found
         raised = np.exp(logits - logits.max(1, keepdims=True))
         found = raised / raised.sum(1, keepdims=True)

@@ -141,7 +141,10 @@ class RowLearner:
         return self.task.batch_loss(self.model, batch.tensors)
 
     def flops(self, batch: RowBatch) -> int:
-        """Return the FLOPs of the matrix products and convolutions of forward and backward, counted once per shape."""
+        """Return the FLOPs of the matrix products and convolutions of forward and backward, counted once per shape.
+
+        Those of the textbook: what a network spares itself backward, as `luban.models.best_windows` does, counts too.
+        """
         shapes = tuple(tuple(tensor.shape[1:]) for tensor in batch.tensors.values())
         if shapes not in self._flops:
             row = {name: tensor[:1] for name, tensor in batch.tensors.items()}

@@ -15,8 +15,8 @@ from torch import nn
 
 from luban.data.bad_rows import BadKind, BadRows, Place
 from luban.data.row_files import Layout, read_raw_rows, with_columns
-from luban.data.row_sets import BadValue, Fitted, PreparedRows, Row, kept_row
-from luban.data.row_sources import suffix_of
+from luban.data.row_sets import BESIDE, BadValue, Fitted, PreparedRows, Row, kept_row
+from luban.data.row_sources import TABLES, suffix_of
 from luban.data.row_store import RowSet, RowWriter
 from luban.data.rows import FileRows
 from luban.data.sources import CorruptStream, find_files
@@ -50,6 +50,16 @@ class RowModel:
 
     def __init__(self, kind: RowTask, module: nn.Module, state: Mapping[str, Any]) -> None:
         self.kind, self.module, self.state, self.task = kind, module, state, kind.name
+        self.rows_at_once = kind.evaluation_rows
+
+    def row_of_line(self, line: str) -> Any:
+        """Return a line as a row: a JSON object, a list where the task takes one, else the text as it stands."""
+        if not line.startswith("{") and not (line.startswith("[") and self.kind.takes_lists):
+            return line
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError):
+            return Broken("not JSON") if line.startswith("{") else line
 
     def read(self, path: Path) -> Iterator[Any]:
         """Yield the rows of a file or folder to be answered; a `Broken` in the place of one that is none."""
@@ -99,7 +109,7 @@ def _to_answer(kind: RowTask, raw: Any) -> Row:
     roles = kind.fitted.state.get("roles", {})
     asked_for = {roles.get(name, name) for name in kind.targets}
     row = kind.clean({n: v for n, v in kind.parse(raw).items() if n not in asked_for}, roles)
-    row = {name: value for name, value in row.items() if name not in kind.targets}
+    row = {name: value for name, value in row.items() if name not in kind.targets | {BESIDE}}
     try:
         json.dumps(kind.kept(row), ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -216,17 +226,22 @@ class _InOrder(BadRows):
 def rows_of_file(layout: Layout, path: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
     """Yield the rows of a file or folder as values by column; a `Broken` in the place of a bad one.
 
-    Lines of a .txt file are texts, those of a .jsonl file are whatever they hold; blank ones are passed over.
+    Lines of a .txt file are texts, those of a .jsonl file are whatever they hold; blank ones are passed over. Of pairs
+    any file that is no table is one of sources, line by line.
 
     Arguments:
         columns: those that the recipe names, in the layout's order.
     """
     bad = _InOrder()
-    if path.is_file() and suffix_of(path) in (".txt", ".jsonl"):
+    sources = layout == "pairs" and suffix_of(path) not in (*TABLES, ".txt")
+    if path.is_file() and (sources or suffix_of(path) in (".txt", ".jsonl")):
         yield from _lines(path, bad)
         return
     layout = "table" if suffix_of(path) in _TABLES.get(layout, ()) else layout
-    for raw in read_raw_rows([str(path)], layout, columns=columns, max_row_bytes=MAX_ROW_BYTES, bad=bad):
+    found = read_raw_rows(
+        [str(path)], layout, columns=columns, max_row_bytes=MAX_ROW_BYTES, bad=bad, answering=True
+    )
+    for raw in found:
         yield from bad.waiting
         bad.waiting.clear()
         yield raw.values

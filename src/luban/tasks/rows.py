@@ -89,6 +89,8 @@ class RowTask:
     """What suits the task as a share of the usual learning rate."""
     batch: ClassVar[int] = BATCH
     """The most rows of a step, where the recipe leaves it open."""
+    takes_lists: ClassVar[bool] = False
+    """Whether a list is a row to be answered, as tokens are."""
     quick_rows: ClassVar[int] = 2_000
     """Validation rows that are measured while training."""
 
@@ -126,7 +128,7 @@ class RowTask:
 
     def beside(self, values: Mapping[str, Any]) -> Row:
         """Return the columns that figures are given by, as the part of a row that is only looked at."""
-        found = {name: str(values[name]) for name in self.settings.evaluate.slices if name in values}
+        found = {n: "" if values.get(n) is None else str(values[n]) for n in self.settings.evaluate.slices}
         return {BESIDE: found} if found else {}
 
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:

@@ -54,6 +54,7 @@ class SequenceLabelling(bert.StartsFromBert):
     # Other tools that read the folder have no field.
     bert_lacks: ClassVar[Mapping[str, Any]] = {"crf": False}
     evaluation_rows: ClassVar[int] = 128
+    takes_lists = True
     # Measured on WNUT-17: benchmarks/LOG.md.
     rate: ClassVar[float] = 3.0
     batch: ClassVar[int] = 16

@@ -37,6 +37,8 @@ from luban.tasks.tabular_recipe import TabularRecipe
 
 Floats = NDArray[np.float64]
 _LOOKED_AT = 20_000
+_EMPTY = (None, "")
+_MOST = 0.9
 """Training rows that are searched for columns which give the target away, and that quantiles are taken from."""
 _FEW = 20
 
@@ -83,7 +85,7 @@ class Tabular(Classifier):
         for key in ("ignore", "categories"):
             for name in getattr(data, key):
                 column_of(columns, name, (), f"data.{key}")
-        target = data.target or columns[-1]
+        target = data.target or _last_of(columns)
         column_of(columns, target, (), "data.target")
         used = [name for name in columns if name not in (target, data.id) and name not in data.ignore]
         if not used:
@@ -96,7 +98,8 @@ class Tabular(Classifier):
     def _known_roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Return the roles that were learned, whatever the order of the columns of another file."""
         roles: Mapping[str, Any] = self.fitted.state["roles"]
-        for name in (*roles["used"], roles["target"]):
+        optional = self.fitted.state.get("optional", ())
+        for name in (*[name for name in roles["used"] if name not in optional], roles["target"]):
             column_of(columns, name, (), "data.target" if name == roles["target"] else "data")
         return roles
 
@@ -146,9 +149,7 @@ class Tabular(Classifier):
                 fix="give columns whose values come again and differ; data.categories=[COLUMN] keeps an identifier",
             )
         notes = list(columns.notes)
-        absent = {
-            name for row in rows() for name, cell in zip(used, row["cells"], strict=True) if cell is None
-        }
+        absent = {n for row in rows() for n, cell in zip(used, row["cells"], strict=True) if cell in _EMPTY}
         state: dict[str, Any] = {"roles": dict(roles), "columns": columns.as_json()}
         state["optional"] = [name for name in used if name in absent]
         if self._takes_numbers(row["target"] for row in rows()):
@@ -389,6 +390,24 @@ class Tabular(Classifier):
     def smallest(cls) -> dict[str, Any]:
         """Return a small network of the strong kind."""
         return {"model": {"width": 32, "members": 4, "bins": 4, "embedding": 4, "dropout": 0.0}}
+
+
+def _last_of(columns: Sequence[str]) -> str:
+    """Return the column that the rows end in, but for a stray one.
+
+    Raises:
+        DataError: rows of JSON end in different ones.
+    """
+    ends: Mapping[str, int] = getattr(columns, "ends", {columns[-1]: 1})
+    last = max(ends, key=ends.__getitem__)
+    if ends[last] < _MOST * sum(ends.values()):
+        raise DataError(
+            "the target is not named, and the rows end in different columns",
+            received={name: f"{count:,} rows" for name, count in list(ends.items())[:10]},
+            where="data.target",
+            fix="name it: data.target=COLUMN",
+        )
+    return last
 
 
 def settings_of(objective: Objective) -> list[str]:

@@ -49,10 +49,15 @@ class TextModel:
     """
 
     task = "language-model"
+    rows_at_once = 16
 
     def __init__(self, module: LanguageModel, tokenizer: Tokenizer, state: Mapping[str, Any]) -> None:
         self.module: Any = module
         self.tokenizer, self.state = tokenizer, state
+
+    def row_of_line(self, line: str) -> Any:
+        """Return the line: it is the prompt."""
+        return line
 
     def read(self, path: Path) -> Iterator[Any]:
         """Yield the prompts of a file; a `Broken` in the place of a line that is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,15 +11,16 @@ from luban.errors import InputError
 from luban.tasks.base import Broken
 from luban.verbs.load import load
 
-ROWS_AT_ONCE = {"language-model": 16}
-"""Rows answered together; a task not named here takes 256."""
+MAX_LINE = 100_000_000
+"""Bytes, or characters, of a line that is read from an open file."""
 
 
 def predict(
     folder: str | Path,
     rows: Sequence[Any] = (),
     *,
-    source: str | Path | IO[str] | None = None,
+    lines: Sequence[str] = (),
+    source: str | Path | IO[str] | IO[bytes] | None = None,
     **settings: Any,
 ) -> Iterator[dict[str, Any]]:
     """Answer rows; answers come in order, as they are made.
@@ -28,17 +28,17 @@ def predict(
     Arguments:
         folder: a run or a model folder.
         rows: as the task reads one: of a language model a prompt, of text classification a text, of tables an object.
-        source: more of them: a file or folder of the task's formats, or an open file with one text or JSON object on a
-            line.
+        lines: more of them as a person types them: texts, or JSON.
+        source: more of them: a file or folder of the task's formats, or an open file with one on each line.
         settings: the task's own; of a language model how to generate, see `luban.tasks.text_model.TextModel.generate`.
 
     Yields:
         `{"row", ...}` with what the task says of the row, or `{"row", "error"}` for a row that is none.
     """
     model = load(folder)
-    coming = _chained(rows, source, model)
-    size, at = ROWS_AT_ONCE.get(model.task, 256), 0
-    while pending := list(islice(coming, size)):
+    coming = _chained(rows, lines, source, model)
+    at = 0
+    while pending := list(islice(coming, model.rows_at_once)):
         answers = model.predict(pending, **settings)
         for number, (row, answer) in enumerate(zip(pending, answers, strict=True), at):
             if "error" in answer:
@@ -48,13 +48,16 @@ def predict(
         at += len(pending)
 
 
-def _chained(rows: Sequence[Any], source: str | Path | IO[str] | None, model: Any) -> Iterator[Any]:
+def _chained(
+    rows: Sequence[Any], lines: Sequence[str], source: str | Path | IO[str] | IO[bytes] | None, model: Any
+) -> Iterator[Any]:
     yield from rows
+    yield from map(model.row_of_line, lines)
     if source is None:
         return
     if not isinstance(source, str | Path):
-        lines = (line.rstrip("\n") for line in source if line.strip())
-        yield from lines if model.task == "language-model" else map(row_of_line, lines)
+        for line in _lines_of(source):
+            yield line if isinstance(line, Broken) else model.row_of_line(line)
         return
     path = Path(source)
     if not path.exists():
@@ -62,16 +65,22 @@ def _chained(rows: Sequence[Any], source: str | Path | IO[str] | None, model: An
     yield from model.read(path)
 
 
-def row_of_line(line: str) -> Any:
-    """Return a line as a row: a JSON object where it is one, else the text.
-
-    Example:
-        >>> row_of_line('{"text": "fine"}'), row_of_line("fine")
-        ({'text': 'fine'}, 'fine')
-    """
-    if not line.startswith("{"):
-        return line
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return line
+def _lines_of(file: IO[str] | IO[bytes]) -> Iterator[str | Broken]:
+    """Yield the lines of an open file that hold something; a `Broken` in the place of one that is no text."""
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            while line and line[-1:] not in (b"\n", "\n"):
+                line = file.readline(MAX_LINE)
+            yield Broken(f"line {number} is longer than {MAX_LINE:,} bytes")
+            continue
+        try:
+            text = line.decode("utf-8") if isinstance(line, bytes) else line
+        except UnicodeDecodeError as error:
+            yield Broken(
+                f"byte {error.start + 1} of line {number} is not UTF-8 (0x{error.object[error.start]:02x})"
+            )
+            continue
+        if text.strip():
+            yield text.rstrip("\r\n")
