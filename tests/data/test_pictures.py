@@ -7,12 +7,14 @@ import subprocess
 import sys
 import textwrap
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luban.data import pictures
 from luban.data.pictures import PictureError, decode, encode_png, picture_size
 
 PIL = pytest.importorskip("PIL")
@@ -40,8 +42,8 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def png(height: int, width: int, *chunks: bytes) -> bytes:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+def png(height: int, width: int, *chunks: bytes, colour: int = 0) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
 
 
@@ -321,6 +323,50 @@ def test_bombs_are_refused_in_little_memory() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 200, "mebibytes"
+
+
+def of_mode(mode: str, pixels: int) -> bytes:
+    """Return a picture of one colour with about so many pixels."""
+    side = int(pixels**0.5)
+    if mode == "I;16":
+        return saved(Image.fromarray(np.zeros((side, side), np.uint16)), "PNG")
+    if mode == "RGB with one colour transparent":
+        return saved(Image.new("RGB", (side, side), (1, 2, 3)), "PNG", transparency=(1, 2, 3))
+    form = "TIFF" if mode == "CMYK" else "PNG"
+    return saved(Image.new(mode, (side, side)), form, **({"transparency": 0} if mode == "P" else {}))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16", "CMYK", "RGB with one colour transparent"]
+)
+def test_reading_takes_no_more_memory_than_it_is_judged_by(mode: str, whole: bool, tmp_path: Path) -> None:
+    """The largest picture of each mode that is read, in a fresh process; and a larger one is refused before."""
+    each = pictures._BYTES.get(mode, pictures._TRANSPARENT)[whole]
+    most = min(pictures.MAX_BYTES // each, 16_000_000)
+    (tmp_path / "picture").write_bytes(of_mode(mode, most))
+    program = """
+        import resource, sys
+        import numpy as np
+        from luban.data.pictures import decode, encode_png
+        decode(encode_png(np.zeros((4, 4, 3), np.uint8)), size=(2, 2), channels=3)
+        data = open(sys.argv[1], "rb").read()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        decode(data, size=None if sys.argv[2] == "True" else (8, 8), channels=3)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "picture"), str(whole)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) <= each * most + 4_000_000 < 200_000_000
+
+
+def test_what_would_fill_the_memory_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(
+        PictureError, match=r"7071 x 7071 pixels \(RGBA\) take 400 MB to read; the most is 190"
+    ) as caught:
+        decode(png(7071, 7071, PIXELS, colour=6), size=(8, 8), channels=3)
+    assert caught.value.kind == "too_large"
 
 
 def test_the_limit_is_on_what_is_decoded() -> None:

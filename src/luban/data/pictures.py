@@ -29,6 +29,20 @@ Pixels = NDArray[np.uint8]
 Kind = Literal["empty", "not_a_picture", "truncated", "too_large", "unsupported"]
 
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 190_000_000
+"""Of memory that reading a picture may take."""
+# What reading takes at its peak, measured: bytes per pixel, where the picture is resized and where it stays whole.
+_BYTES = {
+    "1": (2, 11),
+    "L": (1, 11),
+    "RGB": (4, 14),
+    "CMYK": (5, 15),
+    "P": (9, 16),
+    "LA": (8, 18),
+    "RGBA": (8, 18),
+}
+_BYTES |= dict.fromkeys(("I;16", "I;16L", "I;16B"), (10, 14))
+_TRANSPARENT = (12, 19)
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 _TIFF_COMPRESSIONS = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate")
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -91,7 +105,7 @@ def decode(
         size: (height, width) to bring it to: of the picture, the largest part in the middle that has this aspect is
             resized, with antialiasing. None leaves the size.
         channels: 1 for grey or 3 for RGB.
-        max_pixels: a picture of more is refused before it is decoded.
+        max_pixels: a picture of more is refused before it is decoded; and so is one that takes more than MAX_BYTES.
 
     Shapes:
         returns (height, width, channels).
@@ -121,8 +135,22 @@ def decode(
         if size is not None:
             # JPEG can be decoded at an eighth to a half of its size; twice what is needed leaves the rest to resizing.
             image.draft(None, (2 * max(size), 2 * max(size)))
+        _check_memory(image, whole=size is None)
         image.load()
         return _pixels(image, size, channels)
+
+
+def _check_memory(image: Image, *, whole: bool) -> None:
+    """Refuse a picture whose pixels would fill the memory, before they are decoded."""
+    transparent = image.mode not in ("P", "LA", "RGBA") and "transparency" in image.info
+    each = (_TRANSPARENT if transparent else _BYTES.get(image.mode, _TRANSPARENT))[whole]
+    needed = image.width * image.height * each
+    if needed > MAX_BYTES:
+        megabytes = f"take {needed / 1e6:,.0f} MB to read; the most is {MAX_BYTES / 1e6:,.0f}"
+        raise PictureError(
+            "too_large",
+            f"{image.width} x {image.height} pixels ({image.mode}) {megabytes}: save it smaller",
+        )
 
 
 def encode_png(pixels: Pixels) -> bytes:

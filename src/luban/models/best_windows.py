@@ -31,7 +31,7 @@ def best_windows(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tenso
         >>> best_windows(x, mask, torch.tensor([[[1.0, 1.0]], [[-1.0, 0.0]]]), torch.zeros(2))
         tensor([[7., 0.]])
     """
-    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if len(x) and x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         found: Tensor = _BestWindows.apply(x, mask, weight, bias)  # type: ignore[no-untyped-call]
         return found
     fits = F.conv1d(x.transpose(1, 2), weight, padding=weight.shape[2] - 1)  # (batch, filters, windows)
@@ -86,7 +86,7 @@ class _BestWindows(torch.autograd.Function):
                 mode="sum",
                 per_sample_weights=shares.permute(1, 2, 0).reshape(filters * window, batch),
             )
-            to_weight = to_weight.view(filters, window, width).transpose(1, 2)
+            to_weight = to_weight.view(filters, window, width).transpose(1, 2).to(weight.dtype)
         if ctx.needs_input_grad[0]:
             # A token's is the sum of what the filters that won where it stands have at its place.
             small = taken.flatten(1).numpy().astype(np.min_scalar_type(places))  # sorted by digits
@@ -94,11 +94,11 @@ class _BestWindows(torch.autograd.Function):
             counts = torch.bincount(rows.flatten(), minlength=batch * places)
             to_x = F.embedding_bag(
                 order.flatten(),
-                weight.transpose(1, 2).reshape(-1, width),
+                weight.transpose(1, 2).reshape(-1, width).to(padded.dtype),
                 F.pad(counts.cumsum(0), (1, 0)),
                 mode="sum",
                 per_sample_weights=shares.flatten(1).gather(1, order).flatten(),
                 include_last_offset=True,
             )
             to_x = to_x.view(batch, places, width)[:, window - 1 : places - window + 1]
-        return to_x, None, to_weight, gradient.sum(0)
+        return to_x, None, to_weight, gradient.sum(0).to(weight.dtype)
