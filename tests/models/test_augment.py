@@ -213,11 +213,13 @@ def test_jitter_leaves_the_colour_of_grey_pictures_alone() -> None:
 
 def test_mixup_blends_with_the_partner() -> None:
     images = pictures(3, torch.float32)
-    mixed = mixup(images, torch.tensor([1, 2, 0]), torch.tensor([1.0, 0.25, 0.0]))
+    mixed = mixup(images, images[[1, 2, 0]], torch.tensor([1.0, 0.25, 0.0]))
     torch.testing.assert_close(mixed[0], images[0])
     torch.testing.assert_close(mixed[1], 0.25 * images[1] + 0.75 * images[2])
     torch.testing.assert_close(mixed[2], images[0])
-    whole = mixup(pictures(3, torch.uint8), torch.tensor([1, 2, 0]), torch.tensor([0.5, 0.5, 0.5]))
+    whole = mixup(
+        pictures(3, torch.uint8), pictures(3, torch.uint8)[[1, 2, 0]], torch.tensor([0.5, 0.5, 0.5])
+    )
     assert whole.dtype == torch.uint8
 
 

@@ -478,7 +478,9 @@ def test_a_picture_is_decoded_once_for_training_and_never_in_it(
 
 # Training.
 
-CHANGES = {"flip": True, "shift": 2, "crop": 0.6, "cutout": 3, "brightness": 0.3, "contrast": 0.3}
+CHANGES = {
+    "flip": True, "shift": 2, "crop": 0.6, "cutout": 3, "brightness": 0.3, "contrast": 0.3, "colour": 0.3, "mixup": 0.4,
+}  # fmt: skip
 
 
 def test_changes_are_the_same_however_a_step_is_cut(tmp_path: Path) -> None:
@@ -487,8 +489,14 @@ def test_changes_are_the_same_however_a_step_is_cut(tmp_path: Path) -> None:
     def pictures(step: int, rank: int, ranks: int, size: int | None = None) -> torch.Tensor:
         return torch.cat([batch.tensors["image"] for batch in found.batches(step, rank, ranks, size)])
 
+    def sum_of_losses(step: int, size: int | None = None) -> float:
+        with torch.no_grad():
+            return float(sum(found.loss(batch) for batch in found.batches(step, 0, 1, size)))
+
+    found.model.eval()
     for step in (0, 1, 5):
         together = pictures(step, 0, 1)
+        assert sum_of_losses(step, 3) == pytest.approx(sum_of_losses(step), rel=1e-5)
         for size in (1, 3):
             assert torch.equal(pictures(step, 0, 1, size), together)
         assert torch.equal(torch.cat([pictures(step, rank, 3, 2) for rank in range(3)]), together)

@@ -205,18 +205,18 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def mixup(images: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
-    """Blend each picture with another of the batch: share * own + (1 - share) * partner's.
+    """Blend each picture with another: share * own + (1 - share) * partner's.
 
     The loss is blended alike: share * loss(own target) + (1 - share) * loss(the partner's target).
 
     Zhang et al., "mixup", https://arxiv.org/abs/1710.09412
 
     Arguments:
-        partners: (rows,) int64, a permutation. shares: (rows,) in 0 .. 1; see `symmetric_beta`.
+        partners: as images. shares: (rows,) in 0 .. 1; see `symmetric_beta`.
     """
     own = shares[:, None, None, None].to(_floating(images).dtype)
     x = _floating(images)
-    return _typed(own * x + (1.0 - own) * x[partners], images)
+    return _typed(own * x + (1.0 - own) * _floating(partners), images)
 
 
 def symmetric_beta(draws: Tensor, alpha: float) -> Tensor:

@@ -237,14 +237,19 @@ class ImageClassification(picture_folder.StartsFromPictures):
         change = Augmentation(**settings.model_dump(exclude={"mixup"}))
         x = tensors["image"].permute(0, 3, 1, 2)  # (rows, channels, height, width)
         x = change(x, seed=seed, positions=positions, rows=places.numbers, epochs=places.epochs)
-        found = {**tensors, "image": x.permute(0, 2, 3, 1)}
-        if not settings.mixup or len(positions) < 2:
-            return found
-        # Pairs are of one micro-batch.
-        partners = torch.arange(len(positions), device=x.device).flip(0)
-        shares = symmetric_beta(uniforms(seed + 1, positions, 1)[:, 0], settings.mixup)
-        found["image"] = mixup(x, partners, shares).permute(0, 2, 3, 1)
-        return {**found, "partner_label": tensors["label"][partners], "share": shares}
+        return {**tensors, "image": x.permute(0, 2, 3, 1)}
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed: `data.augment.mixup`."""
+        return bool(self.settings.data.augment.mixup > 0)
+
+    def mixed(self, tensors: dict[str, Tensor], partners: Tensors, places: Places) -> dict[str, Tensor]:
+        """Mix each picture with its partner, and say by how much."""
+        drawn = uniforms(self.settings.train.seed + 1, places.positions, 1)[:, 0]
+        shares = symmetric_beta(drawn, self.settings.data.augment.mixup)
+        image = mixup(tensors["image"], partners["image"], shares)
+        return {**tensors, "image": image, "partner_label": partners["label"], "share": shares}
 
     def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
         """Return logits (rows, classes)."""

@@ -109,17 +109,29 @@ class RowLearner:
         first, last = len(rows) * rank // ranks, len(rows) * (rank + 1) // ranks
         size = size or self._settings.train.micro_batch or max(1, last - first)
         return [
-            self._batch(rows[at : min(at + size, last)], positions[at : min(at + size, last)])
-            for at in range(first, last, size)
+            self._batch(rows, positions, slice(at, min(at + size, last))) for at in range(first, last, size)
         ]
 
-    def _batch(self, rows: Integers, positions: Integers) -> RowBatch:
-        device = self.device
-        tensors = self._tensors(self.data.train, rows, device)
+    def _batch(self, rows: Integers, positions: Integers, part: slice) -> RowBatch:
+        """Return a part of a step's rows, each mixed with its partner where the task mixes rows.
+
+        Partners are of the whole step, the first row with the last, however the step is cut.
+        """
+        own = rows[part]
+        tensors, places = self._changed(own, positions[part])
+        if self.task.mixes and len(rows) > 1:
+            if len(own) == len(rows):
+                partners = {name: tensor.flip(0) for name, tensor in tensors.items()}
+            else:
+                partners, _ = self._changed(rows[::-1][part], positions[::-1][part])
+            tensors = self.task.mixed(tensors, partners, places)
+        return RowBatch(tensors, len(own), self.task.count(tensors), partial(self._describe, own))
+
+    def _changed(self, rows: Integers, positions: Integers) -> tuple[dict[str, Tensor], Places]:
+        tensors = self._tensors(self.data.train, rows, self.device)
         columns = (positions, rows, positions // len(self.data.train))
-        places = Places(*(torch.from_numpy(column).to(device) for column in columns))
-        tensors = self.task.augmented(tensors, places)
-        return RowBatch(tensors, len(rows), self.task.count(tensors), partial(self._describe, rows))
+        places = Places(*(torch.from_numpy(column.copy()).to(self.device) for column in columns))
+        return self.task.augmented(tensors, places), places
 
     def _tensors(self, rows: RowSet, numbers: Integers, device: torch.device) -> dict[str, Tensor]:
         return {n: t.to(device) for n, t in self.task.collate(*rows.gather(numbers)).items()}

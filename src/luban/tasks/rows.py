@@ -232,6 +232,15 @@ class RowTask:
         del places
         return tensors
 
+    @property
+    def mixes(self) -> bool:
+        """Whether each row of a step is mixed with another one of it, see `mixed`."""
+        return False
+
+    def mixed(self, tensors: dict[str, Tensor], partners: Tensors, places: Places) -> dict[str, Tensor]:
+        """Mix training rows with their partners, both changed already; draws as of `augmented`."""
+        raise NotImplementedError
+
     def outputs(self, model: nn.Module, tensors: Tensors) -> Tensor:
         """Run the network."""
         raise NotImplementedError
