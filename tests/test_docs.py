@@ -60,6 +60,13 @@ def luban_calls(page: Path) -> Iterator[list[str]]:
             yield shlex.split(command)[1:]
 
 
+def is_on_rows(name: str) -> bool:
+    """Whether a shipped recipe is of a task on rows; a name that is none is of a text."""
+    path = ROOT / "src/luban/recipes" / f"{name}.yaml"
+    found = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {"task": "language-model"}
+    return bool(found["task"] != "language-model")
+
+
 def complaint(arguments: list[str]) -> str | None:
     """What is wrong with a call, parsed as the command line does but not run; recipe keys and values too."""
     verb = luban.commands.get(arguments[0])
@@ -72,9 +79,7 @@ def complaint(arguments: list[str]) -> str | None:
         if given.get("recipe") is not None:
             name = PLACEHOLDERS.get(given["recipe"], given["recipe"])
             base = "text" if Path(name).suffix == ".yaml" else name
-            own = (
-                OWN_ROWS if base in tasks.names() else OWN_SOURCE
-            )  # shipped recipes on rows bear their task's name
+            own = OWN_ROWS if is_on_rows(base) else OWN_SOURCE
             read_recipe(base, [own, *given["overrides"]], tasks.schema_of)
     except click.ClickException as error:
         return error.format_message()

@@ -117,19 +117,23 @@ class BadRows:
                 where=f"{place.path}:{place.line}",
                 fix=f"{_FIXES[kind]}; or leave such rows out with data.on_bad_row=quarantine",
             )
-        self._count(kind, place, detail)
+        self._note(kind, place, detail)
         if self._policy == "quarantine" and self._keep is not None:
             self._keep({"file": place.file, "line": place.line, "kind": kind, "detail": detail, "raw": shown})
 
     def mended(self, kind: MendedKind, place: Place, detail: str) -> None:
         """Count something harmless that was put right: it is listed, and no policy stops at it."""
-        self._count(kind, place, detail)
+        self._note(kind, place, detail)
 
-    def _count(self, kind: BadKind | MendedKind, place: Place, detail: str) -> None:
+    def _note(self, kind: BadKind | MendedKind, place: Place, detail: str) -> None:
         entry = self._kinds.setdefault(kind, _Count())
         entry.count += 1
         if len(entry.examples) < EXAMPLES:
             entry.examples.append({"file": place.file, "line": place.line, "detail": detail})
+
+    def count(self, kind: BadKind) -> int:
+        """Return how many rows of a kind there were."""
+        return self._kinds[kind].count if kind in self._kinds else 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the `bad_rows` part of the data report; `total` counts the rows left out, not those

@@ -295,8 +295,14 @@ class _Preparation:
             for f in self._fingerprint.files
         ]
         notes = [dict(note) for note in fitted.notes]
+        held_out = totals["validation"]["rows"] + totals["test"]["rows"]
+        if unknown := bad.count("unknown_label"):
+            detail = (
+                f"{unknown:,} of {held_out + unknown:,} held-out rows have a label that no training row has: they are "
+                "left out, and figures flatter"
+            )
+            notes.append({"kind": "unknown_label", "detail": detail})
         if overlap["exact"]:
-            held_out = totals["validation"]["rows"] + totals["test"]["rows"]
             detail = (
                 f"{overlap['exact']:,} of {held_out:,} held-out rows stand in training too: figures flatter"
             )
