@@ -29,7 +29,7 @@ from luban import tasks
 from luban.console import Show
 from luban.data.pictures import encode_png
 from luban.data.row_sets import PreparedRows
-from luban.durable import sha256
+from luban.durable import read_json, sha256
 from luban.errors import DataError, Stopped
 from luban.run import Run
 from luban.signals import StopRequest
@@ -217,6 +217,60 @@ def what_is_frozen_stays(task: type[Task], folder: Path) -> None:
     assert moved & set(names[1:]), "nothing else moved"
 
 
+def training_practice_is_heeded(task: type[Task], folder: Path) -> None:
+    """L1, groups with rates of their own, clipping, plateau, patience and target; and a start from an earlier run."""
+    rows = write_rows(folder / "rows", task.sample(ROWS, random.Random(15)))
+    name = next(name for name, _ in _learner(task, folder / "seen").model.named_parameters())
+    plain = {
+        "steps": STEPS,
+        "evaluate_every": 2,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "warmup": 0.0,
+    }
+    first = Run(_train(task, _recipe(task, rows, plain), folder / "plain").folder)
+    untouched = _norms(first)
+    # A rate too small to move anything: every evaluation but the first is no better.
+    still = {"learning_rate": 1e-12, "schedule": "plateau", "plateau_patience": 1, "patience": 3, "steps": 99}
+    settled = Run(_train(task, _recipe(task, rows, {**plain, **still, "l1": 0.1}), folder / "still").folder)
+    lines = [line for line in _lines(settled.metrics.path) if line["kind"] == "train"]
+    assert len(lines) == 8, f"of four evaluations three were no better, but {len(lines)} steps were made"
+    assert lines[-1]["learning_rate"] < lines[0]["learning_rate"], "the rate did not come down on the plateau"
+    assert _norms(settled)[0] > untouched[0], "the penalty of L1 does not show in the gradient"
+    reached = {"target": 1e9 if read_json(first.result)["primary"]["direction"] == "min" else -1e9}
+    group = {"groups": [{"match": name, "rate": 0.5}], "clip": 1e-3}
+    again = {**_recipe(task, rows, {**plain, **reached, **group})}
+    again["model"] = {**again.get("model", {}), "start": str(first.folder)}
+    started = Run(_train(task, again, folder / "started").folder)
+    done = [line for line in _lines(started.metrics.path) if line["kind"] == "train"]
+    assert len(done) == 2, f"the target was reached at the first evaluation, and {len(done)} steps were made"
+    if _on_rows(task):
+        assert read_json(started.folder / "plan.json")["started"]["told"], (
+            "it is not told what was taken over"
+        )
+    else:
+        begun = next(line for line in _lines(first.metrics.path) if line["kind"] == "train")
+        assert done[0]["loss"] < begun["loss"], "the run did not begin where the earlier one ended"
+
+
+def folds_are_one_run(task: type[Task], folder: Path) -> None:
+    """`data.folds` trains as many models as it says, and gives means and spread."""
+    if not _on_rows(task):
+        return  # a text is not cut into folds
+    rows = write_rows(folder / "rows", task.sample(ROWS, random.Random(16)))
+    recipe = _recipe(task, rows, {"steps": 2})
+    recipe["data"] |= {"folds": 2}
+    result = _train(task, recipe, folder / "run").result
+    assert len(result["folds"]) == 2 and result["spread"].keys() == result["metrics"].keys()
+    primary = result["primary"]["name"]
+    values = [fold["metrics"][primary] for fold in result["folds"]]
+    assert math.isclose(result["metrics"][primary], sum(values) / 2, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def _norms(run: Run) -> list[float]:
+    return [line["gradient_norm"] for line in _lines(run.metrics.path) if line["kind"] == "train"]
+
+
 def a_rate_is_found(task: type[Task], folder: Path) -> None:
     """`luban rates` tries rates from low to high on the task, and keeps nothing."""
     rows = write_rows(folder / "rows", task.sample(ROWS, random.Random(13)))
@@ -302,6 +356,8 @@ CHECKS: Sequence[Check] = (
     rows_that_were_trained_on_are_told_of,
     figures_are_given_by_a_column,
     what_is_frozen_stays,
+    training_practice_is_heeded,
+    folds_are_one_run,
     a_rate_is_found,
     a_saved_model_answers_as_the_trained_one,
     a_bad_row_is_answered_by_name,

@@ -53,6 +53,28 @@ def test_without_a_hidden_layer_it_is_logistic_regression() -> None:
     torch.testing.assert_close(model(rows).log_softmax(1), torch.from_numpy(expected), atol=1e-4, rtol=0.0)
 
 
+def test_without_a_hidden_layer_it_is_linear_regression() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 4))
+    y = x @ generator.normal(size=4) + 2.0 + generator.normal(size=60)
+    expected = linear_model.LinearRegression().fit(x, y).predict(x)
+    model = Mlp(MlpConfig(inputs=4, outputs=1)).double()
+    rows, targets = torch.from_numpy(x), torch.from_numpy(y)
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        total = (model(rows)[:, 0] - targets).square().mean()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    torch.testing.assert_close(model(rows)[:, 0], torch.from_numpy(expected), atol=1e-6, rtol=0.0)
+
+
 def test_dropout_is_for_training() -> None:
     torch.manual_seed(0)
     model, x = Mlp(MlpConfig(inputs=3, outputs=2, hidden=(50,), dropout=0.5)), torch.randn(1, 3)

@@ -63,6 +63,26 @@ def test_attention_pooling_by_hand() -> None:
     torch.testing.assert_close(pool(states, torch.tensor([[True, True, True, False, False]]))[0], expected)
 
 
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_text_is_the_largest_or_the_mean_of_the_states_of_its_tokens(cell: str, pooling: str) -> None:
+    torch.manual_seed(0)
+    config = RecurrentConfig(
+        vocab_size=9, outputs=2, cell=cell, embedding_width=3, width=5, bidirectional=False, pooling=pooling
+    )
+    model = Recurrent(config).double().eval()
+    (cells,) = model.layers.onward_layers
+    theirs = CELLS[cell](3, 5, batch_first=True).double()
+    theirs.load_state_dict(dict(cells.kernel.named_parameters()))
+    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]])
+    expected = []
+    for row, length in zip(ids, (4, 2), strict=True):
+        states = theirs(model.tokens.weight[row[:length]][None])[0][0]  # (length, width)
+        expected.append(states.amax(0) if pooling == "max" else states.mean(0))
+    found = model(ids, torch.arange(4) < torch.tensor([[4], [2]]))
+    torch.testing.assert_close(found, model.output(torch.stack(expected)))
+
+
 def test_dropout_between_layers_and_around() -> None:
     torch.manual_seed(0)
     model = Recurrent(RecurrentConfig(vocab_size=9, outputs=2, layers=2, dropout=0.5))

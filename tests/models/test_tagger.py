@@ -47,6 +47,40 @@ def score(model: Tagger, emissions: Tensor, tags: Tensor) -> Tensor:
     return found + crf.transitions[tags[:-1], tags[1:]].sum()
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_what_it_says_of_a_token_by_itself_is_that_of_torch(cell: str) -> None:
+    """Words, pairs of neighbours and spelling side by side, read from both ends, and a matrix: written out."""
+    model = tagger(network=cell, pairs=50, layers=1)
+    words, letters, mask = sentences([4], 4)
+    assert model.words is not None and model.pairs is not None
+    assert model.letters is not None and isinstance(model.filters, torch.nn.Conv1d)
+    inputs = []
+    around = [0, *words[0].tolist(), 0]
+    for at, word in enumerate(words[0].tolist(), 1):
+        before, behind = (
+            model.pairs.weight[(116049371 * around[n] + around[n + 1]) % 50] for n in (at - 1, at)
+        )
+        spelt = torch.stack([model.letters.weight[letter] for letter in letters[0, at - 1].tolist()])
+        spelt = torch.cat(
+            [torch.zeros_like(spelt[:1]), spelt, torch.zeros_like(spelt[:1])]
+        )  # beyond the word
+        fits = [
+            torch.einsum("fck,kc->f", model.filters.weight, spelt[n : n + 3]) + model.filters.bias
+            for n in range(CHARACTERS)
+        ]
+        inputs.append(torch.cat([model.words.weight[word], before, behind, torch.stack(fits).relu().amax(0)]))
+    kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell]
+    theirs = kind(8 * 3 + 4, 8, batch_first=True, bidirectional=True).double()
+    copied = {}
+    for cells, suffix in ((model.encoder.onward_layers, ""), (model.encoder.backward_layers, "_reverse")):
+        copied |= {f"{name}{suffix}": weight for name, weight in cells[0].kernel.named_parameters()}  # type: ignore[union-attr]
+    theirs.load_state_dict(copied)
+    states, _ = theirs(torch.stack(inputs)[None])
+    torch.testing.assert_close(
+        model(words, letters, mask), states @ model.output.weight.T + model.output.bias
+    )
+
+
 @pytest.mark.parametrize("pairs", [0, 50])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_sentence_is_read_alike_alone_and_padded_beside_a_longer_one(network: str, pairs: int) -> None:
