@@ -51,6 +51,7 @@ SECTIONS = (
     ("data.clean", LanguageModelRecipe, "data.clean"),
     ("model", LanguageModelRecipe, "model"),
     ("model.rope_scaling", LanguageModelRecipe, "model.rope_scaling"),
+    ("objective", LanguageModelRecipe, "objective"),
     ("train", LanguageModelRecipe, "train"),
     ("train.groups", LanguageModelRecipe, "train.groups"),
     ("evaluate", LanguageModelRecipe, "evaluate"),

@@ -410,6 +410,14 @@ class Recipe(Section):
 _NOT_IN_GPT2 = ("kv_heads", "head_dim", "rope_theta", "rope_scaling", "norm_eps", "attention_bias", "tied")
 
 
+class TextObjective(Section):
+    """What the loss of a language model is."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of each target that is spread over the whole vocabulary; the loss in the log is with it, that of an
+    evaluation without."""
+
+
 class LanguageModelRecipe(Recipe):
     """The recipe of a language model."""
 
@@ -419,6 +427,8 @@ class LanguageModelRecipe(Recipe):
     """Where the text comes from and how it becomes tokens."""
     model: DecoderModel = DecoderModel()
     """The model's shape."""
+    objective: TextObjective = TextObjective()
+    """What the loss is."""
     evaluate: TextEvaluation = TextEvaluation()
     """What is measured on held-out text."""
 

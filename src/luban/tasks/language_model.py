@@ -241,7 +241,10 @@ class LanguageModel:
     def loss(self, batch: TextBatch) -> Tensor:
         """Return the negative log-likelihood in nats, summed over the target tokens."""
         hidden = self.model.hidden(batch.inputs, positions=batch.positions, segments=batch.segments)
-        return cross_entropy_sum(hidden, self.model.output_weight, batch.targets)[0]
+        smoothing = self.settings.objective.label_smoothing
+        return cross_entropy_sum(hidden, self.model.output_weight, batch.targets, label_smoothing=smoothing)[
+            0
+        ]
 
     def flops(self, batch: TextBatch) -> int:
         """Return the FLOPs of the matrix multiplications of forward and backward."""
