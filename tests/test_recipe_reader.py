@@ -68,9 +68,10 @@ def test_every_shipped_recipe_is_right_and_says_what_it_makes(name: str) -> None
     try:
         recipe = read_recipe(name, (), tasks.schema_of)
     except RecipeError as error:
-        key = error.message.removesuffix(" is missing")
+        key = error.message.partition(" is missing")[0]
         assert key in ("data.source", "data.train")
-        recipe = read_recipe(name, (f"{key}=x",), tasks.schema_of)
+        start = ("model.start=x",) if name.startswith("bert-") else ()
+        recipe = read_recipe(name, (f"{key}=x", *start), tasks.schema_of)
         assert recipe.data.place == "x"
     assert read_recipe(recipe.model_dump(mode="json"), (), tasks.schema_of) == recipe
 
