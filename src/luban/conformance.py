@@ -138,16 +138,17 @@ def bad_rows_are_counted_and_named(task: type[Task], folder: Path) -> None:
 
 def _spoil_lines(file: Path) -> set[tuple[str, int]]:
     """Write bad rows behind the first good one, and return file and line of each; what is harmless is written too."""
+    first, *others = file.read_bytes().splitlines()
+    columns = list(json.loads(first))
     bad = [
         b'{"broken": ',
         b"\xff\xfe",
         b"[1, 2]",
         b"{}",
-        b'{"nothing": "that is asked for"}',
-        b'{"text": "nul \\u0000", "source": "a", "target": "b", "label": "c"}',
-        b'{"text": "' + b"x" * 10_000_000 + b'"}',
+        json.dumps(dict.fromkeys(columns)).encode(),
+        json.dumps(dict.fromkeys(columns, "a \0 within")).encode(),
+        json.dumps({columns[0]: "x" * 10_000_000}).encode(),
     ]
-    first, *others = file.read_bytes().splitlines()
     # A mark at the beginning, Windows' ends of lines and an empty line change nothing.
     file.write_bytes(b"\r\n".join([b"\xef\xbb\xbf" + first, *bad, b"", *others, b""]))
     return {(file.name, 2 + number) for number in range(len(bad))}

@@ -222,8 +222,26 @@ def test_the_temperature_learned_on_validation_rows_is_kept_and_lowers_the_loss(
         (torch.from_numpy(np.stack(logits)).double() / found).softmax(1),
     )
     assert "temperature" not in task.fitted.state
-    several = classifier(multilabel=True)
-    assert several.calibrate(logits, Rows(labels)) is several  # type: ignore[arg-type]
+
+
+def test_of_several_labels_the_temperature_lowers_the_loss_of_all_of_them() -> None:
+    draws = np.random.default_rng(5)
+    labels = draws.integers(0, 2, (80, 3)).astype(np.float32)
+    logits = list((6 * labels - 3 + 4 * draws.normal(size=(80, 3))).astype(np.float32))  # too sure of itself
+    task = classifier(multilabel=True)
+    calibrated = task.calibrate(logits, Rows(labels))  # type: ignore[arg-type]
+    found = calibrated.fitted.state["temperature"]
+    expected = (torch.from_numpy(np.stack(logits)).double() / found).sigmoid()
+    torch.testing.assert_close(torch.from_numpy(calibrated.probabilities(logits)), expected)
+
+    def loss(temperature: float) -> float:
+        chances = classifier(
+            {**task.fitted.state, "temperature": temperature}, multilabel=True
+        ).probabilities(logits)
+        return log_loss(labels.ravel(), chances.ravel())
+
+    assert found > 1.0
+    assert loss(found) < min(loss(1.0), loss(found * 0.98), loss(found * 1.02))
 
 
 def test_figures_are_those_of_scikit_learn_and_the_mean_over_rows_is_the_whole() -> None:

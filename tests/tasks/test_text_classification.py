@@ -137,7 +137,7 @@ def test_every_row_that_cannot_be_used_is_counted_by_its_kind(prepare: Prepare) 
     bad = [
         ({"text": "", "label": "a"}, "empty_row"),
         ({"text": 7, "label": "a"}, "not_text"),
-        ({"text": None, "label": "a"}, "not_text"),
+        ({"text": None, "label": "a"}, "missing_value"),
         ({"text": "x"}, "missing_value"),
         ({"text": "x", "label": None}, "missing_value"),
         ({"text": "x", "label": {"a": 1}}, "bad_value"),
@@ -246,7 +246,7 @@ def test_bad_rows_are_answered_in_their_place_and_the_rest_in_order(run: Path, t
         5: "the text is empty",
         6: "a text holds half of a surrogate pair, which is no character",
         8: "a row is an object with columns; received '[1, 2]'",
-        9: "a text is wanted; received 'None'",
+        9: "the row has no text",
     }
 
 

@@ -31,7 +31,8 @@ def best_windows(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tenso
         >>> best_windows(x, mask, torch.tensor([[[1.0, 1.0]], [[-1.0, 0.0]]]), torch.zeros(2))
         tensor([[7., 0.]])
     """
-    if len(x) and x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    eager = x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if eager and len(x):
         found: Tensor = _BestWindows.apply(x, mask, weight, bias)  # type: ignore[no-untyped-call]
         return found
     fits = F.conv1d(x.transpose(1, 2), weight, padding=weight.shape[2] - 1)  # (batch, filters, windows)
