@@ -153,7 +153,13 @@ def test_a_full_disk_loses_nothing(
     plain = FileSystem.write
 
     def full(self: FileSystem, file: Any, data: bytes | memoryview) -> None:
-        if "step-00000008" in str(file.name) and "optimizer" in str(file.name):
+        # In the run's own folder: a rehearsal, too, may happen to end with its eighth step.
+        place = Path(file.name)
+        if (
+            place.parent.parent.name == "checkpoints"
+            and "step-00000008" in str(place)
+            and "optimizer" in place.name
+        ):
             raise OSError(28, "No space left on device")
         plain(self, file, data)
 
