@@ -49,9 +49,11 @@ def test_a_plan_is_what_the_run_then_decides(small: dict[str, Any], finished: Pa
     for name in ("steps", "tokens", "flops"):
         assert predicted[name] == measured[name]
     assert predicted["disk_bytes"] == pytest.approx(measured["disk_bytes"], rel=0.3)
-    assert predicted["peak_bytes"] == pytest.approx(measured["peak_bytes"], rel=0.3)
     assert len(found["views"]) == 3 and all("|" in view for view in found["views"])
     assert list(tmp_path.iterdir()) == []
+    # The memory is that of this process, which other tests may have grown since that run.
+    now = train(small, out=tmp_path / "run").result["measured"]
+    assert predicted["peak_bytes"] == pytest.approx(now["peak_bytes"], rel=0.3)
 
 
 def test_the_screen_names_every_cost(
