@@ -154,6 +154,7 @@ def predict(folder: str, rows: tuple[str, ...], source: str | None, as_json: boo
         return
     with importing():
         from luban.verbs.predict import predict as run
+
     any_answer = False
     for answer in run(folder, lines=rows, source=given, **settings):
         any_answer = True

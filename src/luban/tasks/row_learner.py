@@ -317,6 +317,7 @@ def measured(
     digests = digests_of(row["values"] for row in rows.rows())
     ranks = np.argsort(np.argsort(digests, kind="stable"), kind="stable")
     resampled = scores.resampled(settings.bootstrap, ranks=ranks)
+    intervals = bounds(figures, resampled) if settings.bootstrap else {}
     primary = settings.primary or task.primary
     figures = {primary: primary_of(figures, primary), **figures}
     badness = task.badness(answers, rows, numbers)
@@ -330,7 +331,7 @@ def measured(
         primary=primary,
         direction="min" if is_minimised(task, primary) else "max",
         figures=figures,
-        intervals=bounds(scores.figures(), resampled) if settings.bootstrap else {},
+        intervals=intervals,
         counts={"rows": len(rows)},
         sections={name: section for name, section in sections.items() if section},
         rows=RowScores(digests, task.row_scores(answers, rows, numbers), resampled),
