@@ -177,7 +177,7 @@ class Run:
             return False
         manifest = self.data / MANIFEST
         return not self.data.exists() or (
-            manifest.is_file() and read_json(manifest).get("kind") == "prepared data"
+            manifest.is_file() and read_json(manifest).get("kind") in ("prepared data", "prepared rows")
         )
 
     def read_recipe(self) -> dict[str, Any]:

@@ -47,13 +47,21 @@ def test_a_step_does_not_depend_on_what_was_asked_before(count: int, batch: int,
 
 def test_batches_of_a_cost_stay_below_it_and_hold_rows_of_like_cost() -> None:
     lengths = np.random.default_rng(0).integers(1, 100, 2000)
-    order = RowOrder(2000, 1, seed=0, costs=lengths, batch_cost=1000)
+    order = RowOrder(2000, None, seed=0, costs=lengths, batch_cost=1000)
     padded = real = 0
     for step in range(order.steps(1)):
         rows = lengths[order.rows(step)]
         assert rows.max() * len(rows) <= 1000 or len(rows) == 1
         padded, real = padded + rows.max() * len(rows), real + rows.sum()
     assert real / padded > 0.9
+
+
+def test_batches_of_a_cost_have_no_more_rows_than_asked_for() -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, 2000)
+    order = RowOrder(2000, 16, seed=0, costs=lengths, batch_cost=1000)
+    sizes = [len(order.rows(step)) for step in range(order.steps(1))]
+    assert max(sizes) == 16 and sum(sizes) == 2000
+    assert all(lengths[order.rows(step)].max() * sizes[step] <= 1000 for step in range(len(sizes)))
 
 
 def test_weights_draw_rare_rows_as_often_as_their_weight_says() -> None:

@@ -30,7 +30,7 @@ def _rows(count: int = 300) -> list[dict[str, Any]]:
 
 def test_columns_are_told_apart_and_what_says_nothing_is_left_out_with_a_note() -> None:
     rows = _rows()
-    columns = learn_columns(rows, list(rows[0]), {"code": "category"})
+    columns = learn_columns(rows, list(rows[0]), ["code"])
     assert list(columns.numbers) == ["age"] and list(columns.dates) == ["since"]
     assert set(columns.categories["city"]) == {"Paris", "Rome", "北京"}
     assert set(columns.categories["code"]) == {"1", "2", "3"}
@@ -67,6 +67,20 @@ def test_a_column_that_gives_the_target_away_is_named(classes: bool) -> None:
     for row, value in zip(rows, target, strict=True):
         row["outcome_code"] = 3.5 * float(value) + 1 if not classes else 10 + value
         row["paid"] = ("yes" if value else "no") if classes else draws.choice(["yes", "no"])
-    columns = learn_columns(rows, [*rows[0]], {"code": "category"})
+    columns = learn_columns(rows, [*rows[0]], ["code"])
     named = {note["detail"].split()[0] for note in leaks(columns, rows, target, classes=classes)}
     assert named == ({"outcome_code", "paid"} if classes else {"outcome_code"})
+
+
+@pytest.mark.parametrize("positives", [0, 1, 5, 100])
+def test_a_category_is_no_leak_where_the_commonest_class_is_nearly_as_good_a_guess(positives: int) -> None:
+    """Of 10,000 rows: all of one class, or few of another, and a column that has nothing to do with it."""
+    draws = random.Random(0)
+    rows = [
+        {"colour": draws.choice(["red", "blue"]), "paid": "yes" if n < positives else "no"}
+        for n in range(10_000)
+    ]
+    target = np.array([n < positives for n in range(10_000)], np.float64)
+    columns = TableColumns([], [], {"colour": ["blue", "red"], "paid": ["no", "yes"]})
+    named = {note["detail"].split()[0] for note in leaks(columns, rows, target, classes=True)}
+    assert named == ({"paid"} if positives else set())

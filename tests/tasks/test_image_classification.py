@@ -25,9 +25,10 @@ import torch.nn.functional as F
 
 from luban.console import Show
 from luban.data.pictures import decode, encode_png
-from luban.data.row_sets import PreparedRows
+from luban.data.row_sets import PreparedRows, identity_of
 from luban.durable import DISK, sha256
 from luban.errors import DataError, InputError, RecipeError, Stopped
+from luban.metrics.row_scores import digests_of
 from luban.models.airbench import Airbench
 from luban.models.augment import symmetric_beta, uniforms
 from luban.recipe_reader import read_recipe
@@ -143,6 +144,16 @@ def _parquet(place: Path, pictures: Sequence[tuple[Picture, str]]) -> str:
     columns = {"image": [encode_png(p) for p, _ in pictures], "label": [label for _, label in pictures]}
     parquet.write_table(arrow.table(columns), place / "rows.parquet")
     return str(place / "rows.parquet")
+
+
+def test_pictures_without_a_path_are_told_apart_by_what_they_show(tmp_path: Path) -> None:
+    kept = []
+    for seed in (0, 0, 1):
+        (place := tmp_path / f"{len(kept)}").mkdir()
+        data = whole(place, _idx(place / "idx", bars(40, seed=seed)))
+        kept.append(digests_of(map(identity_of, data.train.rows())).tolist())
+    assert kept[0] == kept[1] and len(set(kept[0])) == len(kept[0])
+    assert not set(kept[0]) & set(kept[2])
 
 
 @pytest.mark.parametrize("written", [_folder, _csv, _jsonl, _idx, _idx_gz, _parquet])

@@ -14,9 +14,10 @@ from torch import nn
 from luban.data.row_sets import PreparedRows
 from luban.durable import DISK
 from luban.errors import CheckpointError, RecipeError
+from luban.metrics.regression import Regression
 from luban.models.counted import count_flops
 from luban.tasks.base import Machine
-from luban.tasks.row_learner import RATES, RowLearner, choices, primary_of
+from luban.tasks.row_learner import RATES, RowLearner, choices, with_primary
 from luban.tasks.row_model import RowModel
 from luban.tasks.starting import Start, taken_over
 from luban.tasks.text_classification import TextClassification
@@ -140,11 +141,16 @@ def test_prepared_rows_without_the_column_of_a_slice_are_refused_before_training
 
 
 def test_a_figure_that_there_is_not_is_refused_with_the_nearest() -> None:
+    numbers = Regression()
+    numbers.add(np.array([1.0, 2.0]), np.array([3.0, 3.0]))
     with pytest.raises(RecipeError, match="the task has no such figure") as refused:
-        primary_of({"accuracy": 1.0, "macro_f1": 0.5}, "macro_f")
+        with_primary(numbers, "rmsee")
     assert refused.value.where == "evaluate.primary"
-    assert refused.value.fix == "did you mean macro_f1? there are: accuracy, macro_f1"
-    assert np.isnan(primary_of({"accuracy": 1.0}, "roc_auc"))  # these rows do not define it
+    assert refused.value.fix == "did you mean rmse? there are: mse, rmse, mae, median_absolute_error, r2"
+    assert list(with_primary(numbers, "mae")) == ["mae", "mse", "rmse", "median_absolute_error"]
+    assert np.isnan(with_primary(numbers, "r2")["r2"])  # these rows do not define it
+    with pytest.raises(RecipeError, match="the task has no such figure"):
+        with_primary(numbers, "bleu")  # a figure of another task
 
 
 def test_the_largest_evaluation_batch_is_of_the_longest_rows(

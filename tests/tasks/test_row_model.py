@@ -202,6 +202,29 @@ def measured(model: RowModel, path: Path, **options: Any) -> Any:
     )
 
 
+def test_a_file_is_measured_by_the_columns_the_model_has_learned_from(tmp_path: Path) -> None:
+    rows = TextClassification.sample(40, random.Random(1))
+    trained = [{"title": row["text"], "label": row["label"]} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trained))
+    recipe = TextClassification.recipe.model_validate(
+        {"data": {"train": str(tmp_path / "rows.jsonl"), "text": "title"}, "train": {"steps": 1}}
+    )
+    data = TextClassification.prepare(
+        recipe, tmp_path / "data", stop=lambda: None, progress=lambda stage, share: None
+    )
+    kind = TextClassification(
+        recipe.model_copy(update={"data": recipe.data.model_copy(update={"text": None})}), data.fitted
+    )
+    model = RowModel(kind, kind.build().eval(), {})
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({**row, "text": "-"}) + "\n" for row in trained))
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = measured(model, tmp_path / "more.jsonl", bootstrap=0).figures
+    assert found == measured(model, tmp_path / "rows.jsonl", bootstrap=0).figures
+    assert (
+        found == measured(model, tmp_path / "other.jsonl", bootstrap=0).figures
+    )  # has no `title`: by its name
+
+
 def test_rows_left_out_of_a_measurement_are_counted(model: RowModel, tmp_path: Path) -> None:
     rows = TextClassification.sample(6, random.Random(2))
     (tmp_path / "a.jsonl").write_text(

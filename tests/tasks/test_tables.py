@@ -83,6 +83,29 @@ def flats(count: int, seed: int = 0) -> list[dict[str, Any]]:
 # What the target is.
 
 
+def test_a_class_called_none_is_a_class_and_no_missing_number(tmp_path: Path) -> None:
+    kinds = ["None", "Insomnia", "Apnea"]
+    rows = [{"x": n, "y": kinds[n % 3]} for n in range(30)]
+    data = split(tmp_path, rows, rows)
+    assert data.fitted.state["labels"] == ["Apnea", "Insomnia", "None"] and len(data.train) == 30
+    (tmp_path / "numbers").mkdir()
+    numbers = [{"x": n, "y": n / 3} for n in range(60)]
+    numbered = split(tmp_path / "numbers", [*numbers, {"x": 1, "y": "none"}, {"x": 1, "y": "NA"}], numbers)
+    assert len(numbered.train) == 60 and "labels" not in numbered.fitted.state
+    assert (
+        numbered.report["bad_rows"]["kinds"]["missing_value"]["count"] == 4
+    )  # in training and in validation
+
+
+def test_statistics_are_of_rows_from_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luban.tasks.tabular._LOOKED_AT", 100)
+    # Sorted by day; `late` is empty in the first half.
+    rows = [{"x": n, "late": "" if n < 500 else n, "y": "ab"[n % 2]} for n in range(1_000)]
+    first, late = split(tmp_path, rows, rows).fitted.state["numbers"]
+    assert first["mean"] + first["origin"] == pytest.approx(499.5, abs=10)
+    assert len(late["bins"]) > 2 and late["mean"] + late["origin"] == pytest.approx(749.5, abs=10)
+
+
 @pytest.mark.parametrize(
     ("targets", "kind", "labels"),
     [

@@ -16,6 +16,7 @@ from luban.tasks.text_budget import (
     batch_of,
     best,
     expected_loss,
+    for_tokens,
     heads_of,
     learning_rate_of,
     length_of,
@@ -113,6 +114,13 @@ def test_what_the_recipe_names_is_kept(
         assert offer.learning_rate == train.get("learning_rate", offer.learning_rate)
         assert length in (None, shape.length)
         assert shape.width % shape.heads == 0 == shape.heads % keys.get("kv_heads", 1)
+
+
+@given(epochs=st.floats(0.05, 40.0))
+@limits(max_examples=20)
+def test_a_budget_of_epochs_is_that_of_their_tokens(epochs: float) -> None:
+    tokens = max(1, round(epochs * TEXT.tokens))
+    assert for_tokens(recipe(epochs=epochs), TEXT, LAPTOP) == for_tokens(recipe(tokens=tokens), TEXT, LAPTOP)
 
 
 def test_heads_that_no_rung_divides_widen_the_rungs() -> None:

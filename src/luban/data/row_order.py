@@ -20,12 +20,12 @@ class RowOrder:
 
     Arguments:
         count: rows there are.
-        batch: rows of a step.
+        batch: rows of a step. None, or the most rows there may be, with `batch_cost`.
         seed: of the order.
         costs: (rows,), what a row costs, for instance its length. Rows of like cost then share a batch, so that little
             is padded.
-        batch_cost: with `costs`: instead of `batch` rows, as many as cost this much together when each costs as much
-            as the dearest of them.
+        batch_cost: with `costs`: as many rows as cost this much together when each costs as much as the dearest of
+            them.
         weights: (rows,), how often a row is drawn: an epoch then draws `count` rows with replacement.
 
     Example:
@@ -39,15 +39,15 @@ class RowOrder:
     def __init__(
         self,
         count: int,
-        batch: int,
+        batch: int | None,
         *,
         seed: int,
         costs: Integers | None = None,
         batch_cost: int | None = None,
         weights: Floats | None = None,
     ) -> None:
-        assert count > 0 and batch > 0, "an order needs rows and a batch"
-        self._count, self._batch, self._seed = count, batch, seed
+        assert count > 0 and (batch_cost or batch), "an order needs rows and a batch"
+        self._count, self._batch, self._seed = count, batch or count, seed
         self._costs, self._batch_cost, self._weights = costs, batch_cost, weights
         self._epoch = lru_cache(maxsize=2)(self._batches_of)
         self._starts = lru_cache(maxsize=2)(self._starts_of)
@@ -113,7 +113,9 @@ class RowOrder:
         return np.concatenate(([0], np.cumsum(sizes))) + epoch * self._count
 
     def _of_like_cost(self, order: Integers, costs: Integers) -> list[Integers]:
-        pool = POOL * (self._batch if self._batch_cost is None else self._rows_within(costs))
+        pool = POOL * (
+            self._batch if self._batch_cost is None else min(self._batch, self._rows_within(costs))
+        )
         batches: list[Integers] = []
         for at in range(0, len(order), pool):
             rows = order[at : at + pool]
@@ -121,7 +123,7 @@ class RowOrder:
             if self._batch_cost is None:
                 batches += [rows[first : first + self._batch] for first in range(0, len(rows), self._batch)]
             else:
-                batches += _cut(rows, costs[rows], self._batch_cost)
+                batches += _cut(rows, costs[rows], self._batch_cost, self._batch)
         return batches
 
     def _rows_within(self, costs: Integers) -> int:
@@ -129,11 +131,12 @@ class RowOrder:
         return max(1, int(self._batch_cost / max(1.0, float(costs.mean()))))
 
 
-def _cut(rows: Integers, costs: Integers, limit: int) -> list[Integers]:
-    """Cut rows of rising cost into batches that cost at most `limit`, each row counted as the dearest of its batch."""
+def _cut(rows: Integers, costs: Integers, limit: int, most: int) -> list[Integers]:
+    """Cut rows of rising cost into batches of at most `most` that cost at most `limit`, each row counted as the dearest
+    of its batch."""
     batches, first = [], 0
     for at in range(len(rows)):
-        if at > first and int(costs[at]) * (at - first + 1) > limit:
+        if at - first == most or (at > first and int(costs[at]) * (at - first + 1) > limit):
             batches.append(rows[first:at])
             first = at
     return [*batches, rows[first:]]

@@ -14,8 +14,6 @@ from itertools import tee
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from luban.data.bad_rows import BadRows, Place
 from luban.data.fingerprint import FINGERPRINT, Fingerprint, file_prints
 from luban.data.json_text import to_json, to_sorted_json
@@ -30,6 +28,7 @@ from luban.data.row_sets import (
     PreparedRows,
     Reading,
     Row,
+    is_blob,
     kept_row,
     write_tokenizers,
 )
@@ -336,7 +335,7 @@ def _rows_shown(numbers: set[int], spill: RowSpill) -> dict[int, dict[str, Any]]
 
 def _parted(row: Row, targets: frozenset[str]) -> tuple[Row, Row]:
     """Return what is given of a row, and what is asked for; of one with a picture the picture alone is given."""
-    plain = all(map(_is_json, row.values()))
+    plain = not any(map(is_blob, row.values()))
     aside = targets | {BESIDE}
     given = {name: value for name, value in row.items() if name not in aside} if plain else {}
     return given, {name: value for name, value in row.items() if name in targets}
@@ -348,15 +347,11 @@ def _digest(row: Row, targets: frozenset[str], blob: bytes) -> bytes:
     return hashlib.blake2b(text + blob, digest_size=16).digest()
 
 
-def _is_json(value: object) -> bool:
-    return not isinstance(value, bytes | np.ndarray)
-
-
 def _shown(values: Mapping[str, Any]) -> str:
     """Write a row for a person, pictures by their size."""
     shown = {
         name: value
-        if _is_json(value)
+        if not is_blob(value)
         else f"<{len(value):,} bytes>"
         if isinstance(value, bytes)
         else f"<{value.shape}>"

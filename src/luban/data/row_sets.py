@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from luban.data.bad_rows import BadKind
 from luban.data.fingerprint import FINGERPRINT, Fingerprint
@@ -52,6 +56,10 @@ BESIDE = "beside"
 is, so that asking for it moves no row to another side."""
 
 
+CONTENT = "content"
+"""The digest of a row's bytes and pictures, beside the values that are kept of it."""
+
+
 class Reading(Protocol):
     """What preparation asks of a task."""
 
@@ -81,9 +89,39 @@ class Reading(Protocol):
 
 
 def kept_row(reading: Reading, row: Row, file: str, line: int) -> dict[str, Any]:
-    """Return what a folder of prepared rows keeps of a row: its values, what is beside them, and where it came from."""
+    """Return what a folder of prepared rows keeps of a row: its values, what is beside them, and where it came from.
+
+    Of bytes and pictures, which are not kept, a digest stands beside: without it two pictures of one label and no path
+    would be one row.
+    """
     beside = {BESIDE: row[BESIDE]} if row.get(BESIDE) else {}
-    return {"values": reading.kept(row), **beside, "file": file, "line": line}
+    content = {CONTENT: content_digest(row).hex()} if any(map(is_blob, row.values())) else {}
+    return {"values": reading.kept(row), **beside, **content, "file": file, "line": line}
+
+
+def identity_of(kept: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what tells a kept row from others, wherever it stands and came from."""
+    values: Mapping[str, Any] = kept["values"]
+    return {"values": values, CONTENT: kept[CONTENT]} if CONTENT in kept else values
+
+
+def content_digest(row: Row) -> bytes:
+    """Return a digest of a row's bytes and pictures."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name, value in row.items():
+        if is_blob(value):
+            hashed.update(name.encode() + blob_of(value))
+    return hashed.digest()
+
+
+def is_blob(value: object) -> bool:
+    """Whether a value is kept as bytes, not as JSON."""
+    return isinstance(value, bytes | np.ndarray)
+
+
+def blob_of(value: bytes | NDArray[Any]) -> bytes:
+    """Return the bytes of a blob."""
+    return value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
 
 
 class PreparedRows:

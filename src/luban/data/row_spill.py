@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from luban.data.bad_rows import Place
 from luban.data.json_text import to_json
-from luban.data.row_sets import Row
+from luban.data.row_sets import Row, blob_of, content_digest, is_blob
 from luban.durable import FileSystem, storage_errors
 
 _LINES, _BLOBS = "rows.spill", "blobs.spill"
@@ -35,25 +34,23 @@ class RowSpill:
 
     def add(self, row: Row, place: Place) -> bytes:
         """Append a row; return a digest of its bytes and pictures."""
-        hashed = hashlib.blake2b(digest_size=16)
         kept: dict[str, Any] = {}
         places: dict[str, Any] = {}
         for name, value in row.items():
-            if isinstance(value, bytes | np.ndarray):
-                blob = value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
+            if is_blob(value):
+                blob = blob_of(value)
                 shape = None if isinstance(value, bytes) else list(value.shape)
                 kept[name] = None
                 places[name] = {"at": self._blob_bytes, "size": len(blob), "shape": shape}
                 with storage_errors(self._paths[1], needed=len(blob)):
                     self._fs.write(self._blobs, blob)
                 self._blob_bytes += len(blob)
-                hashed.update(name.encode() + blob)
             else:
                 kept[name] = value
         line = f"{to_json({'row': kept, 'blobs': places, 'place': place})}\n".encode()
         with storage_errors(self._paths[0], needed=len(line)):
             self._fs.write(self._lines, line)
-        return hashed.digest()
+        return content_digest(row)
 
     def close(self) -> None:
         """End writing."""

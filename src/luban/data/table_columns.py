@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from luban.data.cells import read_cell
 
 Floats = NDArray[np.float64]
-Kind = Literal["number", "category", "date"]
 
 MAX_CATEGORIES = 10_000
 _MOST_TOLD = 20
@@ -37,8 +36,8 @@ def mean_numbers(targets: Iterable[object], few: int) -> bool:
     different: set[float] = set()
     count = read = 0
     for target in targets:
-        number = read_cell(target).number
-        count += 1
+        number, missing = read_cell(target).number, read_cell(target).missing
+        count += not missing
         if number is None:
             continue
         read += 1
@@ -145,7 +144,7 @@ class TableColumns:
 
 
 def learn_columns(
-    rows: Iterable[Mapping[str, Any]], names: Sequence[str], forced: Mapping[str, Kind]
+    rows: Iterable[Mapping[str, Any]], names: Sequence[str], named: Collection[str] = ()
 ) -> TableColumns:
     """Find out what each column is, and which say nothing.
 
@@ -154,7 +153,7 @@ def learn_columns(
     identifier tells nothing of the next row.
 
     Arguments:
-        rows: training rows. names: columns other than the target. forced: what the recipe says of some.
+        rows: training rows. names: columns other than the target. named: those that the recipe says are of categories.
     """
     seen = {name: _Seen() for name in names}
     for row in rows:
@@ -171,12 +170,12 @@ def learn_columns(
             notes.append(
                 {"kind": "constant", "detail": f"{name} is {held!r} in every training row: left out"}
             )
-        elif forced.get(name) == "number" or (name not in forced and column.numbers >= _SHARE_READ * there):
+        elif name not in named and column.numbers >= _SHARE_READ * there:
             numbers.append(name)
-        elif forced.get(name) == "date" or (name not in forced and column.dates >= _SHARE_READ * there):
+        elif name not in named and column.dates >= _SHARE_READ * there:
             dates.append(name)
         elif column.overfull or (
-            name not in forced and len(column.values) > 0.9 * there and there > _MOST_TOLD
+            name not in named and len(column.values) > 0.9 * there and there > _MOST_TOLD
         ):
             detail = f"{name} differs in nearly every row ({len(column.values):,} values): left out"
             notes.append({"kind": "identifier", "detail": detail})
@@ -196,15 +195,18 @@ def leaks(
         rows: training rows, or some of them. target: (rows,), class numbers or the number itself.
     """
     found = []
+    # What a guess of the commonest class misses: where that is nothing, nothing is given away.
+    others = len(rows) - max(Counter(target.tolist()).values(), default=0)
     for name, values in columns.categories.items():
-        if classes and len(values) <= len(rows) / 10:
+        if classes and others and len(values) <= len(rows) / 10:
             pairs = Counter(
                 (read_cell(row.get(name)).name, int(t)) for row, t in zip(rows, target, strict=True)
             )
             best: Counter[str] = Counter()
             for (value, _), count in pairs.items():
                 best[value] = max(best[value], count)
-            if sum(best.values()) >= 0.999 * len(rows):
+            missed = len(rows) - sum(best.values())
+            if missed <= min(0.001 * len(rows), 0.1 * others):
                 found.append(_leak(name, "each of its values goes with one class"))
     table = np.array([columns.number_row(row) for row in rows]).reshape(len(rows), -1)
     for number, name in enumerate(columns.number_names):

@@ -104,11 +104,18 @@ class RowMetric(ABC):
 
         The same to the last bit in whatever order, batches and shards the rows came.
         """
+        return {name: value for name, value in self._each().items() if np.isfinite(value)}
+
+    def names(self) -> list[str]:
+        """Return the names of all figures, those too that these rows do not define."""
+        return list(self._each())
+
+    def _each(self) -> dict[str, float]:
         if not len(self):
             return {}
         once = np.ones((len(self), 1), np.float32)
         found = {**self.weighted(once), **self.weighted_costly(once)}
-        return {name: float(values[0]) for name, values in found.items() if np.isfinite(values[0])}
+        return {name: float(values[0]) for name, values in found.items()}
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Return 95 % percentile bootstrap intervals of the figures, rows drawn with replacement.

@@ -39,6 +39,10 @@ class Translations:
         """Return the figures by name."""
         return {**self.bleu.figures(), **self.chrf.figures()}
 
+    def names(self) -> list[str]:
+        """Return the names of all figures; see `RowMetric.names`."""
+        return [*self.bleu.names(), *self.chrf.names()]
+
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Return 95 % intervals by name."""
         return {**self.bleu.intervals(resamples, seed), **self.chrf.intervals(resamples, seed)}

@@ -226,6 +226,14 @@ class Task(Protocol):
     def fingerprint(recipe: Any) -> Fingerprint:
         """Return the fingerprint the recipe's data would have now; prepare nothing."""
 
+    @classmethod
+    def as_prepared(cls, recipe: Any, folder: Path) -> Any:
+        """Return the recipe with what prepared data, in `folder`, decides: the settings that it was made with.
+
+        Raises:
+            InputError: it is of another task, or the recipe itself names another setting.
+        """
+
     @staticmethod
     def choose(recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
         """Choose a value for each key that the recipe leaves open (`train.batch`), from budget, data and machine."""

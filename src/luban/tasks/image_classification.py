@@ -52,6 +52,7 @@ class ImageClassification(picture_folder.StartsFromPictures):
 
     name: ClassVar[str] = "image-classification"
     recipe: ClassVar[type[ImageClassificationRecipe]] = ImageClassificationRecipe
+    while_training: ClassVar[frozenset[str]] = frozenset({"augment"})
     layout = "pictures"
     pipeline = "image-classification"
 

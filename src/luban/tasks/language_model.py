@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from luban.data.fingerprint import Fingerprint, fingerprint_of
+from luban.data.fingerprint import FINGERPRINT, Fingerprint, fingerprint_of
 from luban.data.prepare import Prepared, prepare
 from luban.data.tokenizer import Tokenizer
 from luban.data.windows import WindowBatch, Windows
-from luban.durable import FileSystem, member
+from luban.durable import FileSystem, member, read_json
 from luban.errors import InputError
 from luban.metrics.text_loss import TextLoss
 from luban.model_folder import GRAPH, LoadedModel, load_model, save_model
@@ -106,6 +106,19 @@ class LanguageModel:
     def fingerprint(recipe: LanguageModelRecipe) -> Fingerprint:
         """Return the fingerprint the text would have now."""
         return fingerprint_of(recipe.data)
+
+    @classmethod
+    def as_prepared(cls, recipe: LanguageModelRecipe, folder: Path) -> LanguageModelRecipe:
+        """Return the recipe as it is: windows are cut from prepared text while training."""
+        task = Fingerprint.from_dict(read_json(folder / FINGERPRINT)).settings.get("task", cls.name)
+        if task != cls.name:
+            raise InputError(
+                f"the prepared data is not of the task {cls.name}",
+                received=task,
+                where=folder,
+                fix="give texts, or a folder that luban prepare made of texts for a language model",
+            )
+        return recipe
 
     @classmethod
     def learner(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from luban.data.row_order import RowOrder
-from luban.data.row_sets import BESIDE, PreparedRows
+from luban.data.row_sets import BESIDE, PreparedRows, identity_of
 from luban.data.row_store import RowSet
 from luban.durable import FileSystem
 from luban.errors import RecipeError, nearest
@@ -29,14 +29,12 @@ from luban.tasks.base import Choice, Evaluation, Machine, Usage
 from luban.tasks.starting import Start, take_over
 
 if TYPE_CHECKING:
-    from luban.tasks.rows import RowTask
+    from luban.tasks.rows import RowTask, Scores
 
 Integers = NDArray[np.int64]
 
 BATCH = 64
 SLICES = 20
-SOMETIMES = frozenset({"roc_auc", "pr_auc", "r2", "entity_f1", "bleu", "chrf"})
-"""Figures that some rows do not define."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class RowLearner:
         self._taken = None if start is None else take_over(self.model, task, start)
         self._order = RowOrder(
             len(data.train),
-            settled(train.batch, "train.batch"),
+            train.batch if task.batch_cost() is not None else settled(train.batch, "train.batch"),
             seed=train.seed,
             costs=task.costs(data.train),
             batch_cost=task.batch_cost(),
@@ -183,9 +181,9 @@ class RowLearner:
         """Measure validation rows; the primary figure comes first."""
         rows = self.data.validation
         answers = self.answers(rows, numbers)
-        figures = self.task.scores(answers, rows, numbers).figures()
+        scores = self.task.scores(answers, rows, numbers)
         self._last = (answers, numbers)
-        return {self.primary: primary_of(figures, self.primary), **figures}
+        return with_primary(scores, self.primary)
 
     @property
     def primary(self) -> str:
@@ -313,13 +311,12 @@ def measured(
     numbers = np.arange(len(rows), dtype=np.int64)
     answers = answered(task, model, rows, numbers, stop)
     scores = task.scores(answers, rows, numbers)
-    figures = scores.figures()
-    digests = digests_of(row["values"] for row in rows.rows())
+    primary = settings.primary or task.primary
+    figures = with_primary(scores, primary)
+    digests = digests_of(map(identity_of, rows.rows()))
     ranks = np.argsort(np.argsort(digests, kind="stable"), kind="stable")
     resampled = scores.resampled(settings.bootstrap, ranks=ranks)
     intervals = bounds(figures, resampled) if settings.bootstrap else {}
-    primary = settings.primary or task.primary
-    figures = {primary: primary_of(figures, primary), **figures}
     badness = task.badness(answers, rows, numbers)
     worst = [int(n) for n in np.argsort(-badness, kind="stable")[: settings.errors] if badness[n] > 0]
     sections = {
@@ -373,17 +370,18 @@ def is_minimised(task: RowTask, figure: str) -> bool:
     return task.minimise if figure == task.primary else figure in LOWER_IS_BETTER
 
 
-def primary_of(figures: Mapping[str, float], name: str) -> float:
-    """Return the figure that counts; NaN where these rows do not define it, as an area under a curve of one class.
+def with_primary(scores: Scores, name: str) -> dict[str, float]:
+    """Return the figures, first the one that counts; NaN where these rows do not define it, as an area under a curve.
 
     Raises:
         RecipeError: no figure of the task has that name.
     """
-    if name not in figures and name not in SOMETIMES:
-        close = nearest(name, figures)
-        fix = (f"did you mean {close}? " if close else "") + f"there are: {', '.join(figures)}"
+    figures = scores.figures()
+    if name not in figures and name not in (there := scores.names()):
+        close = nearest(name, there)
+        fix = (f"did you mean {close}? " if close else "") + f"there are: {', '.join(there)}"
         raise RecipeError("the task has no such figure", received=name, where="evaluate.primary", fix=fix)
-    return figures.get(name, math.nan)
+    return {name: figures.get(name, math.nan), **figures}
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -416,17 +414,23 @@ def _slices(task: RowTask, answers: Sequence[Any], rows: RowSet, settings: Any) 
 
 
 def choices(
-    recipe: Any, prepared: PreparedRows, machine: Machine, start: Any, share: float, batch: int = BATCH
+    recipe: Any,
+    prepared: PreparedRows,
+    machine: Machine,
+    start: Any,
+    share: float,
+    batch: int | None = BATCH,
 ) -> dict[str, Choice]:
     """Choose batch and rate where a recipe on rows leaves them open.
 
     Arguments:
-        share: of the usual rate, what suits the task. batch: the most rows of a step, what suits the task.
+        share: of the usual rate, what suits the task. batch: the most rows of a step, what suits the task; None where
+            steps are cut by what rows cost.
     """
     del machine
     chosen: dict[str, Choice] = {}
     rows = len(prepared.train)
-    if recipe.train.batch is None:
+    if recipe.train.batch is None and batch is not None:
         batch = min(batch, max(4, 2 ** int(math.log2(max(4, rows / 32)))))
         chosen["train.batch"] = Choice(
             batch, f"{rows:,} training rows: an epoch has {math.ceil(rows / batch):,} steps"

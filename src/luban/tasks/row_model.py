@@ -188,7 +188,7 @@ def _read(
     columns, rows = with_columns(
         read_raw_rows(source, kind.layout, columns=kind.asked_columns(), max_row_bytes=limit, bad=bad)
     )
-    roles = kind.roles(columns) if columns else {}
+    roles = _roles(kind, columns) if columns else {}
     for raw in rows:
         stop()
         place = Place(raw.file, raw.file, raw.line)
@@ -209,6 +209,15 @@ def _read(
             fix=f"rows that cannot be used, by kind: {kinds}" if kinds else None,
         )
     return RowSet(folder)
+
+
+def _roles(kind: RowTask, columns: Sequence[str]) -> Mapping[str, Any]:
+    """Return the columns that the model was trained on where the file has them all, else those that it finds there."""
+    learned: Mapping[str, Any] = kind.fitted.state.get("roles", {})
+    known = {name for role in learned.values() for name in (role if isinstance(role, list) else [role])} - {
+        None
+    }
+    return learned if known and known <= set(columns) else kind.roles(columns)
 
 
 class _InOrder(BadRows):

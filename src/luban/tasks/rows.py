@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from luban.data.fingerprint import Fingerprint
 from luban.data.row_files import Layout
 from luban.data.row_preparation import prepare_rows, row_fingerprint
-from luban.data.row_sets import BESIDE, BadValue, Fitted, PreparedRows, Row
+from luban.data.row_sets import BESIDE, BadValue, Fitted, PreparedRows, Row, is_blob
 from luban.data.row_store import RowSet
 from luban.errors import InputError
 from luban.metrics.resampling import Floats, Integers
 from luban.row_recipe import RowRecipe
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
 from luban.tasks.columns import column_of
+from luban.tasks.prepared_rows import encoding_settings, with_their_settings
 from luban.tasks.row_learner import BATCH, Places, RowLearner, choices
 from luban.tasks.row_model import RowModel, graph_of, load_row_model, measure_rows, rows_of_file
 from luban.tasks.starting import Start, hub_config, with_its_tokenizer
@@ -44,7 +45,10 @@ class Scores(Protocol):
     """What was measured: streaming sums, see `luban.metrics`."""
 
     def figures(self) -> dict[str, float]:
-        """Return the figures by name."""
+        """Return the figures by name, those that the rows define."""
+
+    def names(self) -> list[str]:
+        """Return the names of all figures, those too that these rows do not define."""
 
     def resampled(self, resamples: int, seed: int = 0, ranks: Integers | None = None) -> dict[str, Floats]:
         """Return the figures of each resample, see `RowMetric.resampled`; a name for each that has an interval."""
@@ -93,6 +97,10 @@ class RowTask:
     """Whether a list is a row to be answered, as tokens are."""
     quick_rows: ClassVar[int] = 2_000
     """Validation rows that are measured while training."""
+    while_training: ClassVar[frozenset[str]] = frozenset()
+    """Keys of `data` that say how prepared rows are used, not how they are prepared."""
+    encoding_keys: ClassVar[Sequence[str]] = ()
+    """`section.key` places outside `data` that the encoded rows depend on."""
 
     def __init__(self, settings: Any, fitted: Fitted | None = None) -> None:
         self.settings = settings
@@ -164,7 +172,7 @@ class RowTask:
 
     def kept(self, row: Row) -> Row:
         """Return what is kept of a row to show it later."""
-        shown = {name: value for name, value in row.items() if not isinstance(value, bytes | np.ndarray)}
+        shown = {name: value for name, value in row.items() if not is_blob(value)}
         shown.pop(BESIDE, None)
         return shown
 
@@ -219,7 +227,7 @@ class RowTask:
         return np.max(longest, axis=0) if longest else None
 
     def batch_cost(self) -> int | None:
-        """Return the cost of a step's rows together, where that and not their number is fixed."""
+        """Return the most that a step's rows may cost together, where that and not their number is fixed."""
         return None
 
     def weights(self, rows: RowSet) -> NDArray[np.float64] | None:
@@ -395,7 +403,8 @@ class RowTask:
     ) -> PreparedRows:
         """Read, split and encode the rows; see luban.data.row_preparation."""
         task = cls(recipe)
-        return prepare_rows(task, recipe.data, {"task": cls.name}, folder, stop=stop, progress=progress)
+        settings = encoding_settings(cls, recipe)
+        return prepare_rows(task, recipe.data, settings, folder, stop=stop, progress=progress)
 
     @staticmethod
     def open(folder: Path) -> PreparedRows:
@@ -405,12 +414,18 @@ class RowTask:
     @classmethod
     def fingerprint(cls, recipe: Any) -> Fingerprint:
         """Return the fingerprint the rows would have now."""
-        return row_fingerprint(recipe.data, cls.layout, {"task": cls.name})
+        return row_fingerprint(recipe.data, cls.layout, encoding_settings(cls, recipe))
+
+    @classmethod
+    def as_prepared(cls, recipe: Any, folder: Path) -> Any:
+        """Return the recipe with the settings that prepared rows were made with."""
+        return with_their_settings(cls, recipe, folder)
 
     @classmethod
     def choose(cls, recipe: Any, prepared: Any, machine: Machine, start: Any = None) -> Mapping[str, Choice]:
         """Choose batch and learning rate where the recipe leaves them open."""
-        return choices(recipe, prepared, machine, start, cls.rate, cls.batch)
+        batch = None if cls(recipe).batch_cost() is not None else cls.batch
+        return choices(recipe, prepared, machine, start, cls.rate, batch)
 
     @classmethod
     def learner(cls, recipe: Any, prepared: PreparedRows, *, start: Any = None) -> RowLearner:

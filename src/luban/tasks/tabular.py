@@ -37,9 +37,9 @@ from luban.tasks.tabular_recipe import TabularRecipe
 
 Floats = NDArray[np.float64]
 _LOOKED_AT = 20_000
+"""Most training rows that are searched for columns which give the target away, and that quantiles are taken from."""
 _EMPTY = (None, "")
 _MOST = 0.9
-"""Training rows that are searched for columns which give the target away, and that quantiles are taken from."""
 _FEW = 20
 
 
@@ -50,6 +50,7 @@ class Tabular(Classifier):
     recipe: ClassVar[type[TabularRecipe]] = TabularRecipe
     targets: ClassVar[frozenset[str]] = frozenset({"target"})
     evaluation_rows: ClassVar[int] = 1024
+    encoding_keys: ClassVar[Sequence[str]] = ("model.bins",)
 
     def __init__(self, settings: Any, fitted: Fitted | None = None) -> None:
         super().__init__(settings, fitted)
@@ -123,7 +124,7 @@ class Tabular(Classifier):
                 raise BadValue("not_text", f"{name} is a {type(cell).__name__}, not a cell of a table")
         row: Row = {**self.beside(values), "cells": cells}
         value = values.get(target)
-        return row if read_cell(value).missing else {**row, "target": value}
+        return row if _says_nothing(value) else {**row, "target": value}
 
     def kept(self, row: Row) -> Row:
         """Return the row by the names of its columns."""
@@ -134,13 +135,12 @@ class Tabular(Classifier):
     def fit(self, rows: Callable[[], Iterator[Row]], roles: Mapping[str, Any]) -> Fitted:
         """Learn what the columns are, their quantiles, and the target's classes or its mean and spread."""
         self._roles = roles
-        forced = dict.fromkeys(self.settings.data.categories, "category")
         used = roles["used"]
 
         def named(row: Row) -> Row:
             return dict(zip(used, row["cells"], strict=True))
 
-        columns = learn_columns(map(named, rows()), used, forced)  # type: ignore[arg-type]
+        columns = learn_columns(map(named, rows()), used, self.settings.data.categories)
         if not columns.number_names and not columns.categories:
             raise DataError(
                 "no column tells anything of the target",
@@ -149,7 +149,11 @@ class Tabular(Classifier):
                 fix="give columns whose values come again and differ; data.categories=[COLUMN] keeps an identifier",
             )
         notes = list(columns.notes)
-        absent = {n for row in rows() for n, cell in zip(used, row["cells"], strict=True) if cell in _EMPTY}
+        absent: set[str] = set()
+        count = 0
+        for row in rows():
+            count += 1
+            absent.update(n for n, cell in zip(used, row["cells"], strict=True) if cell in _EMPTY)
         state: dict[str, Any] = {"roles": dict(roles), "columns": columns.as_json()}
         state["optional"] = [name for name in used if name in absent]
         if self._takes_numbers(row["target"] for row in rows()):
@@ -166,7 +170,10 @@ class Tabular(Classifier):
             learned, more = self.learn_labels(self.label_of(row["target"]) for row in rows())
             state |= learned
             notes += more
-        held = list(islice(rows(), _LOOKED_AT))
+        # Spread evenly: files are often sorted, and their first rows tell nothing of the last.
+        held = list(islice(rows(), 0, None, -(-count // _LOOKED_AT)))
+        if "labels" not in state:
+            held = [row for row in held if read_cell(row["target"]).number is not None]
         looked_at = [named(row) for row in held]
         table = np.array([columns.number_row(row) for row in looked_at]).reshape(len(looked_at), -1)
         origins = [origin_of(column) for column in table.T]
@@ -193,7 +200,7 @@ class Tabular(Classifier):
             index = {label: number for number, label in enumerate(state["labels"])}
             known = np.array([index[self.label_of(target)] for target in targets], np.float64)
         else:
-            known = np.array([read_cell(target).number or 0.0 for target in targets])
+            known = np.array([read_cell(target).number for target in targets], np.float64)
         return leaks(columns, looked_at, known, classes="labels" in state)
 
     def encode(self, row: Row) -> dict[str, Array]:
@@ -216,7 +223,9 @@ class Tabular(Classifier):
     def _target(self, value: Any) -> Array:
         if not self.is_number:
             return self.encode_label(self.label_of(value))
-        number = read_cell(value).number
+        number, missing = read_cell(value).number, read_cell(value).missing
+        if missing:
+            raise BadValue("missing_value", f"the target is {str(value)[:80]!r}, and a number is wanted")
         if number is None:
             raise BadValue("not_a_number", f"the target is {str(value)[:80]!r}, and a number is wanted")
         return np.array(number, np.float32)
@@ -418,6 +427,12 @@ def settings_of(objective: Objective) -> list[str]:
         (['focal=2.0'], [])
     """
     return [f"{name}={value}" for name, value in objective.model_dump(exclude_defaults=True).items()]
+
+
+def _says_nothing(target: object) -> bool:
+    """Whether a target is missing; "none" is the name of a class, and a bad row only where targets are numbers."""
+    named = isinstance(target, str) and target.strip().lower() == "none"
+    return read_cell(target).missing and not named
 
 
 def _statistics(column: Floats, bins: int) -> dict[str, Any]:

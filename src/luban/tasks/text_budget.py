@@ -19,7 +19,7 @@ from luban.data.prepare import Prepared
 from luban.data.shards import TokenShards
 from luban.metrics.ngrams import MOST_TOKENS, ngram_loss
 from luban.model_folder import LoadedModel
-from luban.recipe import LanguageModelRecipe
+from luban.recipe import BUDGETS, LanguageModelRecipe
 from luban.tasks.base import Choice, Machine
 
 LADDER = (
@@ -220,7 +220,7 @@ def choose(
     elif train.minutes is not None:
         offer = best(offers(recipe, text, machine))
     else:
-        offer = _for_tokens(recipe, text, machine)
+        offer = for_tokens(recipe, text, machine)
     shape = offer.shape
     values: dict[str, int | float] = {
         "model.layers": shape.layers,
@@ -304,12 +304,12 @@ def _tokens(recipe: LanguageModelRecipe, text: Text, shape: Shape, step: float) 
     )
 
 
-def _for_tokens(recipe: LanguageModelRecipe, text: Text, machine: Machine) -> Offer:
+def for_tokens(recipe: LanguageModelRecipe, text: Text, machine: Machine) -> Offer:
     """Return the rung for a budget of steps or tokens: the largest that would be chosen for the time it takes."""
     rungs = offers(recipe, text, machine)
     for offer in reversed(rungs):
         train = recipe.train.model_copy(
-            update={"minutes": max(offer.seconds, 1.0) / 60.0, "steps": None, "tokens": None}
+            update={**dict.fromkeys(BUDGETS), "minutes": max(offer.seconds, 1.0) / 60.0}
         )
         in_time = best(offers(recipe.model_copy(update={"train": train}), text, machine))
         if in_time.shape.width >= offer.shape.width:

@@ -58,6 +58,7 @@ class Translation(RowTask):
     evaluation_rows: ClassVar[int] = 64
     quick_rows: ClassVar[int] = _QUICK
     rate: ClassVar[float] = 1.5
+    while_training: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
 
     def __init__(self, settings: Any, fitted: Fitted | None = None, *, beam: int = 1) -> None:
         super().__init__(settings, fitted)

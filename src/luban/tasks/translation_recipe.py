@@ -31,8 +31,8 @@ class PairRows(RowData):
     length: Annotated[int, Field(ge=4)] = 128
     """Most tokens of a side; a longer pair is a bad row in training."""
     batch_tokens: Positive = 4_096
-    """Most tokens of a step on each side, padding included; pairs of like length share a batch. Instead of
-    `train.batch`."""
+    """Most tokens of a step on each side, padding included; pairs of like length share a batch. `train.batch` is the
+    most pairs of one besides, where it is given."""
 
 
 class Seq2SeqNetwork(Section):

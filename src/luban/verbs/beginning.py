@@ -13,6 +13,7 @@ import torch
 
 from luban import tasks
 from luban.console import Show, short
+from luban.data.fingerprint import is_prepared
 from luban.durable import write_json
 from luban.machine import MachineReport, set_threads
 from luban.recipe import Recipe
@@ -146,13 +147,18 @@ def _decided(
     return Begun(recipe, task, data, machine, plan)
 
 
-def with_its_start(recipe: Recipe) -> Recipe:
-    """Return a recipe with what the model that it starts from decides: its tokenizer, and where need be its shape."""
-    start = getattr(getattr(recipe, "model", None), "start", None)
-    if not start:
-        return recipe
-    adopted: Recipe = tasks.find(recipe.task).adopted(recipe, model_folder_of(Path(start)))
-    return adopted
+def with_what_is_given(recipe: Recipe) -> Recipe:
+    """Return a recipe with what the folders it names decide.
+
+    A model to start from decides its tokenizer, and where need be its shape; prepared data how it was made.
+    """
+    kind = tasks.find(recipe.task)
+    if start := getattr(getattr(recipe, "model", None), "start", None):
+        recipe = kind.adopted(recipe, model_folder_of(Path(start)))
+    place = getattr(getattr(recipe, "data", None), "place", None)
+    if isinstance(place, str) and is_prepared(place):
+        recipe = kind.as_prepared(recipe, Path(place).expanduser())
+    return recipe
 
 
 def _build(kind: type[Task], recipe: Recipe, data: Data, start: Any) -> Learner:

@@ -20,7 +20,7 @@ from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
 from luban.training.parallel import Alone
-from luban.verbs.beginning import Begun, begin, with_its_start
+from luban.verbs.beginning import Begun, begin, with_what_is_given
 from luban.verbs.decisions import with_values
 from luban.verbs.folds import folds_of
 
@@ -47,7 +47,7 @@ def plan(
     Raises:
         LubanError: what the run itself would meet at its beginning.
     """
-    settings = with_its_start(read_recipe(recipe, overrides, tasks.schema_of))
+    settings = with_what_is_given(read_recipe(recipe, overrides, tasks.schema_of))
     folds = folds_of(settings)
     if folds is not None:
         settings = with_values(settings, {"data.fold": 0})

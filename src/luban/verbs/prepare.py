@@ -11,7 +11,7 @@ from luban.data.fingerprint import is_prepared
 from luban.errors import InputError
 from luban.recipe_reader import read_recipe
 from luban.signals import StopRequest
-from luban.verbs.beginning import with_its_start
+from luban.verbs.beginning import with_what_is_given
 
 
 def prepare(
@@ -25,7 +25,7 @@ def prepare(
     Raises:
         InputError: when the folder exists already, or the data cannot be used.
     """
-    settings = with_its_start(read_recipe(recipe, overrides, tasks.schema_of))
+    settings = with_what_is_given(read_recipe(recipe, overrides, tasks.schema_of))
     source = getattr(getattr(settings, "data", None), "place", None)
     if isinstance(source, str) and is_prepared(source):
         raise InputError("the source is prepared already", received=source, fix="train on it as it is")

@@ -32,7 +32,7 @@ from luban.training.optimizers import build_optimizer
 from luban.training.parallel import Alone
 from luban.training.parameters import freeze
 from luban.training.precision import dtype_named, forward_in
-from luban.verbs.beginning import Begun, begin, with_its_start
+from luban.verbs.beginning import Begun, begin, with_what_is_given
 
 STEPS, LOWEST, HIGHEST = 100, 1e-6, 1.0
 DIVERGED = 4.0
@@ -89,7 +89,7 @@ def rates(
     Raises:
         LubanError: what the run itself would meet at its beginning.
     """
-    settings = with_its_start(read_recipe(recipe, overrides, tasks.schema_of))
+    settings = with_what_is_given(read_recipe(recipe, overrides, tasks.schema_of))
     show, stop = show or Show(quiet=True), StopRequest()
     target = Path(out) if out is not None else Path("runs")
     with _begun(settings, target, stop, show) as begun:

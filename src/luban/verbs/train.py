@@ -30,7 +30,7 @@ from luban.training.loop import EVALUATIONS, Loop, Progress
 from luban.training.memory import memory_errors
 from luban.training.parallel import Plan, plan_from_environment, together
 from luban.training.precision import dtype_named
-from luban.verbs.beginning import begin, started_from, with_its_start
+from luban.verbs.beginning import begin, started_from, with_what_is_given
 from luban.verbs.card import model_card
 from luban.verbs.folds import folds_of, train_folds
 from luban.verbs.records import RunRecord, SilentRecord, require_loggers, write_page
@@ -120,7 +120,7 @@ def train(
                 settings = read_recipe(run.read_recipe(), (), tasks.schema_of, str(run.recipe))
             else:
                 assert recipe is not None
-                settings = with_its_start(read_recipe(recipe, overrides, tasks.schema_of))
+                settings = with_what_is_given(read_recipe(recipe, overrides, tasks.schema_of))
                 run = Run(Path(out) if out is not None else _new_folder(settings))
             with run.lock() if plan.rank == 0 else contextlib.nullcontext():
                 if folds_of(settings) is not None:
