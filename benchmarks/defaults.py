@@ -1,6 +1,6 @@
 """What the defaults of training are worth: each changed alone, the same tokens, several seeds, whole held-out loss.
 
-    python benchmarks/defaults.py --text input.txt [--seeds 3] [--tokens 512000] [--jobs 2] [--only NAME ...]
+    python benchmarks/defaults.py --text input.txt [--seeds 3] [--tokens 512000] [--dtype float32] [--only NAME ...]
 
 The base is `luban train shakespeare-char` on tinyshakespeare's characters (0.8 M parameters), and a change is one that
 a person can type. Differences are paired: both runs of a pair have the same seed. Runs take one thread each, so that
@@ -54,13 +54,14 @@ CHANGES: dict[str, tuple[str, ...]] = {
 }
 
 
-def loss(text: Path, tokens: int, changes: Sequence[str], seed: int) -> float:
+def loss(text: Path, options: argparse.Namespace, changes: Sequence[str], seed: int) -> float:
     """Train once; returns the loss over all of the held-out tenth, in nats per character."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [
             sys.executable, "-m", "luban", "train", "shakespeare-char", f"data.source={text}", "train.minutes=null",
-            f"train.tokens={tokens}", "train.dtype=bfloat16", "train.compile=off", "train.evaluate_every=100h",
-            "train.checkpoint_every=100h", f"train.seed={seed}", *changes, "--out", f"{scratch}/run", "--json",
+            f"train.tokens={options.tokens}", f"train.dtype={options.dtype}", "train.compile=off",
+            "train.evaluate_every=100h", "train.checkpoint_every=100h", f"train.seed={seed}", *changes,
+            "--out", f"{scratch}/run", "--json",
         ]  # fmt: skip
         found = subprocess.run(["env", "OMP_NUM_THREADS=1", *command], capture_output=True, text=True)
         if found.returncode:
@@ -94,6 +95,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=512_000)
+    parser.add_argument(
+        "--dtype", default="bfloat16", help="float32 where the processor has no bfloat16 instructions"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, of one thread each")
     parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="NAME", default=list(CHANGES))
     options = parser.parse_args()
@@ -111,7 +115,7 @@ def main() -> None:
     ]
 
     def measured(case: tuple[str, int]) -> tuple[str, int, float]:
-        return *case, loss(text, options.tokens, CHANGES[case[0]], case[1])
+        return *case, loss(text, options, CHANGES[case[0]], case[1])
 
     with ThreadPoolExecutor(options.jobs) as runs:
         for name, seed, value in runs.map(measured, missing):

@@ -2,7 +2,7 @@
 
 Usage:
     git clone https://github.com/karpathy/nanoGPT
-    python benchmarks/nanogpt.py --nanogpt nanoGPT --text input.txt --seeds 3
+    python benchmarks/nanogpt.py --nanogpt nanoGPT --text input.txt [--seeds 3] [--out RESULTS]
 
 nanoGPT runs as its README says for a CPU (4 layers, 128 wide, length 64, batch 12, 2,000 steps) and prints its loss on
 random windows of the last tenth of the text. luban trains for the wall-clock time that nanoGPT's training took, for as
@@ -24,6 +24,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from figures import put_section, table
 
 from luban.machine import device_name
 
@@ -33,7 +36,14 @@ FLAGS = {
     "eval_interval": 2000,
 }  # fmt: skip
 QUICKSTART = [f"--{name}={value}" for name, value in FLAGS.items()]
-RESULTS = Path(__file__).parent / "results" / "nanogpt.json"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "nanogpt.json"
+BUDGETS = {
+    "nanogpt": "nanoGPT, its CPU quickstart",
+    "luban": "`luban train shakespeare-char`, the same time",
+    "luban-tokens": "`luban train shakespeare-char`, the same tokens",
+    "luban-longer": "`luban train shakespeare-char`, two minutes",
+}
 
 
 def nanogpt(folder: Path, seed: int) -> dict[str, float]:
@@ -76,6 +86,31 @@ def luban(text: Path, seed: int, budget: Sequence[str], out: Path) -> dict[str, 
     return {"loss": result["primary"]["value"], "seconds": result["seconds"], "tokens": result["tokens"]}
 
 
+def page(results: Path) -> str:
+    """Return the table of all machines as Markdown: every results/nanogpt*.json there is."""
+    lines = []
+    for path in sorted(results.glob("nanogpt*.json")):
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        for name, label in BUDGETS.items():
+            if (own := found["summary"].get(name)) is None:
+                continue
+            low, high = own["spread"]
+            loss = f"{own['loss']:.3f}" + (f" ({low:.3f} to {high:.3f})" if len(found["rows"]) > 1 else "")
+            tokens = [row[name]["tokens"] for row in found["rows"]]
+            seen = f"{statistics.median(tokens) / 1e6:.2f}"
+            lines.append(
+                [
+                    f"[{path.stem}](results/{path.name})",
+                    label,
+                    loss,
+                    f"{own['seconds']:.0f}",
+                    seen,
+                    str(len(found["rows"])),
+                ]
+            )
+    return table(["run", "trained by", "nats per character", "seconds", "M tokens", "seeds"], lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nanogpt", type=Path, required=True)
@@ -113,10 +148,12 @@ def main() -> None:
                 row[name]["tokens"] / row[name]["seconds"] for row in rows
             ),
         }
-        for name in ("nanogpt", "luban", "luban-tokens", "luban-longer")
+        for name in BUDGETS
     }
     machine = {"processor": device_name(), "cores": os.cpu_count()}
     asked.out.write_text(json.dumps({**machine, "summary": summary, "rows": rows}, indent=2) + "\n")
+    if asked.out.resolve().parent == RESULTS.parent:
+        put_section(HERE / "README.md", "nanogpt", page(RESULTS.parent))
     for name, figures in summary.items():
         rate = f"{figures['tokens_per_second']:,.0f} tokens/s"
         print(f"{name:12}  loss {figures['loss']:.4f}  {figures['seconds']:.0f} s  {rate}")

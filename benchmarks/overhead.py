@@ -45,7 +45,7 @@ from luban.verbs.prepare import prepare
 from luban.verbs.records import RunRecord
 
 SHAPES = {
-    "0.8M, 8 x 128": ("train.steps=205",),
+    "0.8M, 8 x 256": ("train.steps=205",),
     "10.7M, 16 x 256": (
         "model.layers=6", "model.width=384", "model.heads=6", "model.mlp_width=1024", "data.length=256",
         "train.batch=16", "train.learning_rate=1e-3", "train.steps=17",

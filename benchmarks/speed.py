@@ -78,11 +78,14 @@ CANDIDATES = (
     Candidate("trainer-gpt2", "Trainer, GPT-2, as shipped", TRAINER, "gpt2-shipped"),
     Candidate("trainer-gpt2-bf16", "Trainer, GPT-2, bf16", TRAINER, "gpt2-bf16"),
     Candidate("trainer-gpt2-compile", "Trainer, GPT-2, bf16, compiled", TRAINER, "gpt2-bf16-compile"),
+    Candidate("trainer-gpt2-float32", "Trainer, GPT-2, float32, compiled", TRAINER, "gpt2-compile"),
     Candidate("trainer-qwen3", "Trainer, Qwen3, as shipped", TRAINER, "qwen3-shipped"),
+    Candidate("trainer-qwen3-float32", "Trainer, Qwen3, float32, compiled", TRAINER, "qwen3-compile"),
     Candidate("trainer-qwen3-bf16", "Trainer, Qwen3, bf16", TRAINER, "qwen3-bf16"),
     Candidate("trainer-qwen3-compile", "Trainer, Qwen3, bf16, compiled", TRAINER, "qwen3-bf16-compile"),
     Candidate("litgpt", "litgpt, as shipped (bf16-mixed, compiled)", "litgpt_gpt.py", "shipped"),
     Candidate("litgpt-bf16-true", "litgpt, bf16-true, compiled", "litgpt_gpt.py", "bf16-true"),
+    Candidate("litgpt-float32", "litgpt, float32, compiled", "litgpt_gpt.py", "32-true"),
     Candidate("keras-torch", "Keras on torch, as shipped", "keras_gpt.py", "torch-shipped"),
     Candidate("keras-torch-bf16", "Keras on torch, bf16, compiled", "keras_gpt.py", "torch-bf16-compile"),
     Candidate("keras-jax", "Keras on JAX, as shipped", "keras_gpt.py", "jax-shipped"),
@@ -196,6 +199,7 @@ def page(result: dict[str, Any]) -> str:
     peaks = result["summary"]["peaks"]
     for size, rows in result["summary"]["sizes"].items():
         base = rows.get(BASE, {}).get("tokens_per_second", {}).get("median")
+        memory = rows.get(BASE, {}).get("peak_bytes", {}).get("median")
         lines = []
         for name, row in rows.items():
             rate = Spread(**row["tokens_per_second"])
@@ -204,14 +208,22 @@ def page(result: dict[str, Any]) -> str:
                 f"{rate.median:,.0f} ({rate.low:,.0f} to {rate.high:,.0f})",
                 f"{rate.median / base:.2f}" if base else "",
                 f"{100 * row['share_of_peak']:.0f} %", f"{row['peak_bytes']['median'] / 1e6:,.0f}",
+                f"{row['peak_bytes']['median'] / memory:.2f}" if memory else "", str(row["rounds"]),
             ])  # fmt: skip
-        head = [size, "computes in", "tokens/s", "against the Trainer", "share of peak", "peak MB"]
+        head = [
+            size,
+            "computes in",
+            "tokens/s",
+            "against the Trainer",
+            "share of peak",
+            "peak MB",
+            "against it",
+            "rounds",
+        ]
         parts.append(table(head, lines))
     machine = result["rounds"][0]["probes"][0]
-    each = [row["rounds"] for rows in result["summary"]["sizes"].values() for row in rows.values()]
-    rounds = " to ".join(map(str, sorted({min(each), max(each)})))
     parts.append(
-        f"{rounds} rounds each on {machine['name']}, {machine['threads']} threads, "
+        f"{machine['name']}, {machine['threads']} threads, "
         f"torch {machine['torch']}; peak measured at "
         f"{peaks['float32'] / 1e9:,.0f} GFLOP/s in float32, {peaks['bfloat16'] / 1e9:,.0f} in bfloat16. "
         "Median of the rounds, least and most. Peak memory is that of the largest process."

@@ -1,4 +1,6 @@
-"""litgpt's GPT in litgpt's own loop (`litgpt.pretrain.setup`); settings `shipped`, `bf16-mixed`, `bf16-true`.
+"""litgpt's GPT in litgpt's own loop (`litgpt.pretrain.setup`).
+
+Settings: `shipped`, `bf16-mixed`, `bf16-true`, `32-true`.
 
 The loop always compiles the model; shipped is the precision that litgpt chooses for the machine. Qwen3's
 shape: RMSNorm, QK-norm, rotary positions, gated MLP, tied embeddings. The data is a module of ours, as litgpt

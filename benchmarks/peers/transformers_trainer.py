@@ -1,4 +1,6 @@
-"""transformers' Trainer on its GPT-2 or Qwen3; settings FAMILY-shipped, FAMILY-bf16, FAMILY-bf16-compile.
+"""transformers' Trainer on its GPT-2 or Qwen3.
+
+Settings: FAMILY-shipped, FAMILY-compile, FAMILY-bf16, FAMILY-bf16-compile.
 
 Shipped is what `TrainingArguments` are when only data, size and device are said: float32, fused AdamW, no
 compiling. Dropout is zero, as in every other candidate (GPT2Config's default of 0.1 would cost the Trainer
@@ -60,6 +62,7 @@ def main() -> None:
     model = build(family, options.shape, vocab_size)
     settings = {
         "shipped": {},
+        "compile": {"torch_compile": True},
         "bf16": {"bf16": True},
         "bf16-compile": {"bf16": True, "torch_compile": True},
     }[how]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from luban.data.row_sets import PreparedRows
 from luban.errors import DataError, InputError
 from luban.tasks.row_learner import RowLearner
+from luban.tasks.starting import with_its_tokenizer
 from luban.tasks.translation import Translated, Translation
 from luban.verbs.evaluate import evaluate
 from luban.verbs.load import load
@@ -280,7 +281,7 @@ def test_a_translation_that_starts_from_another_reads_and_writes_with_its_tokeni
     begun = train(first, out=tmp_path / "first").folder
     second = recipe(write(tmp_path / "b.jsonl", pairs(50, seed=2)), train={"steps": 1, "compile": "off"})
     second["model"] = {**first["model"], "start": str(begun)}
-    second["data"]["tokenizer"] = data["tokenizer"]
+    second["data"].pop("tokenizer", None)
     folder = train(second, out=tmp_path / "second").folder
     names = {"", "target"} if "shared" in data else {""}
     for name in names:
@@ -288,6 +289,10 @@ def test_a_translation_that_starts_from_another_reads_and_writes_with_its_tokeni
         assert own == theirs
     told = json.loads((folder / "plan.json").read_text("utf-8"))["started"]["told"]
     assert "new:" not in told
+    named = with_its_tokenizer(
+        validated(str(tmp_path / "b.jsonl"), data={"tokenizer": "word"}), begun / "model"
+    )
+    assert named.data.tokenizer == "word"  # what a recipe names itself stays
 
 
 def test_chinese_targets_are_measured_in_characters(prepare: Prepare) -> None:

@@ -21,6 +21,7 @@ from luban.errors import InputError
 from luban.models.attention import attend, attention_mask
 from luban.models.cache import Cache
 from luban.models.dropout import dropout
+from luban.models.gated import gated
 from luban.models.head import Head
 from luban.models.norm import RMSNorm
 from luban.models.rope import Llama3Scaling, RotaryTables, rotate
@@ -136,7 +137,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token by itself: (batch, length, width) -> (batch, length, width)."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
         return out
 
 

@@ -156,7 +156,8 @@ def _shape(tensor: Tensor) -> str:
 def with_its_tokenizer(recipe: Any, folder: Path) -> Any:
     """Let a run read text with the tokenizer of the model it starts from, unless its recipe names one."""
     data, tokenizer = recipe.data, folder / "tokenizer.json"
-    if getattr(data, "tokenizer", None) not in ("bpe", "word") or not tokenizer.is_file():
+    reads_tokens = getattr(data, "tokenizer", None) is not None
+    if not reads_tokens or "tokenizer" in data.model_fields_set or not tokenizer.is_file():
         return recipe
     return recipe.model_copy(update={"data": data.model_copy(update={"tokenizer": str(tokenizer)})})
 

@@ -30,7 +30,6 @@ from luban.tasks.classification import Classifier
 from luban.tasks.columns import column_of, labelled
 from luban.tasks.rows import Array, Signature, Tensors
 
-_ENCODE_ROWS = 512
 _TEXT = ("text", "sentence", "review", "content", "title", "comment", "question", "body")
 _LABEL = ("label", "labels", "class", "category", "sentiment", "target", "y")
 
