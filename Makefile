@@ -44,7 +44,7 @@ bench-budget: $(VENV)/.test
 	$(BIN)/python benchmarks/budget.py
 
 bench-tasks: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet 'keras>=3.8'
+	$(BIN)/python -m pip install --quiet 'keras==3.15.1'
 	$(BIN)/python benchmarks/tasks.py
 
 # Other tools, in an environment of their own. NANOGPT and NANOCHAT name clones; without them those two are left out.

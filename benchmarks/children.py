@@ -43,6 +43,12 @@ def undisturbed(measure: Callable[[], tuple[T, float]]) -> T:
     return min(tries, key=lambda one: one[1])[0]
 
 
+def commit_of(clone: Path) -> str | None:
+    """Return the commit that a clone stands at; None where git cannot say."""
+    found = subprocess.run(["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
 class ChildError(Exception):
     """A candidate ended without a result; the message is the end of what it wrote."""
 

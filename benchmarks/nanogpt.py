@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from children import commit_of
 from figures import put_section, table
 
 from luban.machine import device_name
@@ -150,7 +151,7 @@ def main() -> None:
         }
         for name in BUDGETS
     }
-    machine = {"processor": device_name(), "cores": os.cpu_count()}
+    machine = {"processor": device_name(), "cores": os.cpu_count(), "commit": commit_of(asked.nanogpt)}
     asked.out.write_text(json.dumps({**machine, "summary": summary, "rows": rows}, indent=2) + "\n")
     if asked.out.resolve().parent == RESULTS.parent:
         put_section(HERE / "README.md", "nanogpt", page(RESULTS.parent))

@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from children import ChildError, heed_termination, run_child, undisturbed
+from children import ChildError, commit_of, heed_termination, run_child, undisturbed
 from figures import Spread, put_section, spread, step_rate, table, token_flops
 
 HERE = Path(__file__).parent
@@ -260,6 +260,11 @@ def main() -> None:
                 result = {
                     "text": {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()},
                     "length": LENGTH, "batch": BATCH, "steps": {k: list(v) for k, v in STEPS.items()},
+                    "clones": {
+                        name: commit_of(clone)
+                        for name in ("nanogpt", "nanochat")
+                        if (clone := getattr(options, name))
+                    },
                     "summary": summarise(rounds, len(set(text.decode("utf-8")))), "rounds": rounds,
                 }  # fmt: skip
                 options.out.parent.mkdir(parents=True, exist_ok=True)

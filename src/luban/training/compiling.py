@@ -16,9 +16,9 @@ from torch import nn
 from luban.errors import Stopped
 
 SECONDS_TO_COMPILE = 20.0
-"""What compiling a decoder may take on two cores; 12 s were measured, 3 the second time (benchmarks/LOG.md)."""
+"""What compiling a decoder may take on two cores; 14 s were measured, 3 the second time (benchmarks/LOG.md)."""
 SHARE_SAVED = 0.2
-"""Share of the eager time that compiling saved (benchmarks/LOG.md)."""
+"""Share of the eager time that compiling saves: 0.03 to 0.47 were measured, by processor (benchmarks/README.md)."""
 
 
 def pays(expected_seconds: float) -> bool:
