@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from luban.durable import (
     DISK,
@@ -47,6 +47,24 @@ class Log:
         self.path, self._fs = path, fs
         self._ends_whole = False
         self._named = False  # whether the file's name is durable too: a power cut may take that alone
+        self._keeps = False
+        self._file: BinaryIO | None = None
+
+    def keep_open(self) -> None:
+        """Leave the file open between lines, until `close`: for who writes one at every step, for whom opening it is
+        most of what a line costs."""
+        self._keeps = True
+
+    def close(self) -> None:
+        """Close the file; later lines open it each for itself."""
+        self._keeps = False
+        self._let_go()
+
+    def _let_go(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record, whole or not at all.
@@ -61,13 +79,17 @@ class Log:
                 self._drop_torn_line()
             self._ends_whole = False
             try:
-                with self._fs.open_append(self.path) as file:
-                    self._fs.write(file, line)
+                if self._file is None:
+                    self._file = self._fs.open_append(self.path)
+                self._fs.write(self._file, line)
             except OSError:
+                self._let_go()
                 with contextlib.suppress(OSError):
                     self._drop_torn_line()
                 raise
             self._ends_whole = True
+        if not self._keeps:
+            self._let_go()
 
     def _drop_torn_line(self) -> None:
         """Cut off a last line whose end a crash or a full disk took away."""

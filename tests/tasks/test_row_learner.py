@@ -17,7 +17,8 @@ from luban.errors import CheckpointError, RecipeError
 from luban.metrics.regression import Regression
 from luban.models.counted import count_flops
 from luban.tasks.base import Machine
-from luban.tasks.row_learner import RATES, RowLearner, choices, with_primary
+from luban.tasks.row_learner import RATES, RowLearner, choices
+from luban.tasks.row_measuring import with_primary
 from luban.tasks.row_model import RowModel
 from luban.tasks.starting import Start, taken_over
 from luban.tasks.text_classification import TextClassification

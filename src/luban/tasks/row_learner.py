@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,26 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from luban.data.row_order import RowOrder
-from luban.data.row_sets import BESIDE, PreparedRows, identity_of
+from luban.data.row_sets import PreparedRows
 from luban.data.row_store import RowSet
 from luban.durable import FileSystem
-from luban.errors import RecipeError, nearest
-from luban.metrics.directions import LOWER_IS_BETTER
-from luban.metrics.resampling import bounds
-from luban.metrics.row_scores import RowScores, digests_of
 from luban.models.counted import count_flops
 from luban.recipe import settled
 from luban.task_folder import TaskFolder, save_task_folder
 from luban.tasks.base import Choice, Evaluation, Machine, Usage
+from luban.tasks.row_measuring import answered, check_slices, device_of, is_minimised, measured, with_primary
 from luban.tasks.starting import Start, take_over
 
 if TYPE_CHECKING:
-    from luban.tasks.rows import RowTask, Scores
+    from luban.tasks.rows import RowTask
 
 Integers = NDArray[np.int64]
 
 BATCH = 64
-SLICES = 20
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class RowLearner:
     def __init__(self, task: RowTask, data: PreparedRows, *, start: Start | None = None) -> None:
         self.task, self.data = task, data
         self._settings, train = task.settings, task.settings.train
-        _check_slices(data.held_out, self._settings.evaluate.slices)
+        check_slices(data.held_out, self._settings.evaluate.slices)
         torch.manual_seed(train.seed)
         self.model: nn.Module = task.build()
         task.ready(self.model, data.train)  # what is not taken over from `start` begins as it would without
@@ -126,9 +122,10 @@ class RowLearner:
         return RowBatch(tensors, len(own), self.task.count(tensors), partial(self._describe, own))
 
     def _changed(self, rows: Integers, positions: Integers) -> tuple[dict[str, Tensor], Places]:
-        tensors = self._tensors(self.data.train, rows, self.device)
+        device = self.device  # which is looked up, once a batch
+        tensors = self._tensors(self.data.train, rows, device)
         columns = (positions, rows, positions // len(self.data.train))
-        places = Places(*(torch.from_numpy(column.copy()).to(self.device) for column in columns))
+        places = Places(*(torch.from_numpy(column.copy()).to(device) for column in columns))
         return self.task.augmented(tensors, places), places
 
     def _tensors(self, rows: RowSet, numbers: Integers, device: torch.device) -> dict[str, Tensor]:
@@ -277,142 +274,6 @@ class RowLearner:
         save_task_folder(folder, content, card, fs)
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Return where a module's parameters are; the CPU for a graph, which has none."""
-    first = next(module.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def answered(
-    task: RowTask, model: nn.Module, rows: RowSet, numbers: Integers, stop: Callable[[], None]
-) -> list[Any]:
-    """Return the model's answer to each of `numbers`, in their order; rows of like cost are computed together."""
-    costs, device = task.costs(rows), device_of(model)
-    order = np.argsort(costs[numbers], kind="stable") if costs is not None else np.arange(len(numbers))
-    found: list[Any] = [None] * len(numbers)
-    with torch.no_grad():
-        for at in range(0, len(order), task.evaluation_rows):
-            stop()
-            places = order[at : at + task.evaluation_rows]
-            tensors = {n: t.to(device) for n, t in task.collate(*rows.gather(numbers[places])).items()}
-            for place, answer in zip(places.tolist(), task.answers(model, tensors), strict=True):
-                found[place] = answer
-    return found
-
-
-def measured(
-    task: RowTask, model: nn.Module, rows: RowSet, settings: Any, stop: Callable[[], None]
-) -> Evaluation:
-    """Measure all of a split.
-
-    Arguments:
-        settings: the recipe's `evaluate` section.
-    """
-    numbers = np.arange(len(rows), dtype=np.int64)
-    answers = answered(task, model, rows, numbers, stop)
-    scores = task.scores(answers, rows, numbers)
-    primary = settings.primary or task.primary
-    figures = with_primary(scores, primary)
-    digests = digests_of(map(identity_of, rows.rows()))
-    ranks = np.argsort(np.argsort(digests, kind="stable"), kind="stable")
-    resampled = scores.resampled(settings.bootstrap, ranks=ranks)
-    intervals = bounds(figures, resampled) if settings.bootstrap else {}
-    badness = task.badness(answers, rows, numbers)
-    worst = [int(n) for n in np.argsort(-badness, kind="stable")[: settings.errors] if badness[n] > 0]
-    sections = {
-        **task.sections(scores),
-        "errors": _errors(task, model, rows, worst, answers),
-        "slices": _slices(task, answers, rows, settings),
-    }
-    return Evaluation(
-        primary=primary,
-        direction="min" if is_minimised(task, primary) else "max",
-        figures=figures,
-        intervals=intervals,
-        counts={"rows": len(rows)},
-        sections={name: section for name, section in sections.items() if section},
-        rows=RowScores(digests, task.row_scores(answers, rows, numbers), resampled),
-    )
-
-
-def _errors(
-    task: RowTask, model: nn.Module, rows: RowSet, worst: Sequence[int], answers: Sequence[Any]
-) -> list[dict[str, Any]]:
-    """Return what the report shows of the worst rows: each beside its answer, and what the network looked at."""
-    if not worst:
-        return []
-    device, chosen = device_of(model), [answers[number] for number in worst]
-    tensors = {n: t.to(device) for n, t in task.collate(*rows.gather(np.array(worst, np.int64))).items()}
-    with torch.no_grad():
-        looked = task.attended(model, tensors, chosen)
-    errors = []
-    for number, answer, attention in zip(worst, chosen, looked, strict=True):
-        shown = task.show(rows, number, answer)
-        parts = [*shown["parts"], *([] if attention is None else [attention])]
-        errors.append({**shown, "parts": parts, "where": "{file}:{line}".format(**rows.row(number))})
-    return errors
-
-
-def _check_slices(rows: RowSet, asked: Sequence[str]) -> None:
-    there = _columns(rows.row(0)) if asked and len(rows) else {}
-    lacking = [name for name in asked if name not in there]
-    if lacking:
-        raise RecipeError(
-            "the prepared rows were kept without these columns",
-            received=lacking,
-            where="evaluate.slices",
-            fix="prepare them with evaluate.slices, or leave it out",
-        )
-
-
-def is_minimised(task: RowTask, figure: str) -> bool:
-    """Whether a smaller value is better: as the task says of its own figure, of another by its name."""
-    return task.minimise if figure == task.primary else figure in LOWER_IS_BETTER
-
-
-def with_primary(scores: Scores, name: str) -> dict[str, float]:
-    """Return the figures, first the one that counts; NaN where these rows do not define it, as an area under a curve.
-
-    Raises:
-        RecipeError: no figure of the task has that name.
-    """
-    figures = scores.figures()
-    if name not in figures and name not in (there := scores.names()):
-        close = nearest(name, there)
-        fix = (f"did you mean {close}? " if close else "") + f"there are: {', '.join(there)}"
-        raise RecipeError("the task has no such figure", received=name, where="evaluate.primary", fix=fix)
-    return {name: figures.get(name, math.nan), **figures}
-
-
-def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that was kept of a row, by column."""
-    return {**row["values"], **row.get(BESIDE, {})}
-
-
-def _slices(task: RowTask, answers: Sequence[Any], rows: RowSet, settings: Any) -> list[dict[str, Any]]:
-    """Return the figures of the rows of each value of the columns asked for, the largest groups first."""
-    found = []
-    for column in settings.slices:
-        groups: dict[str, list[int]] = {}
-        for number, row in enumerate(rows.rows()):
-            groups.setdefault(str(_columns(row).get(column)), []).append(number)
-        for value in sorted(groups, key=lambda v: -len(groups[v]))[:SLICES]:
-            numbers = np.array(groups[value], np.int64)
-            scores = task.scores([answers[n] for n in groups[value]], rows, numbers)
-            figures = scores.figures()
-            intervals = (
-                bounds(figures, scores.resampled(min(200, settings.bootstrap))) if settings.bootstrap else {}
-            )
-            metrics = {
-                name: {"value": figure, "low": low, "high": high}
-                for name, figure in figures.items()
-                if math.isfinite(figure)
-                for low, high in [intervals.get(name, (figure, figure))]
-            }
-            found.append({"column": column, "value": value, "rows": len(numbers), "metrics": metrics})
-    return found
-
-
 def choices(
     recipe: Any,
     prepared: PreparedRows,
@@ -449,4 +310,4 @@ def choices(
 
 RATES = {"sgd": 0.05, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3, "muon": 3e-3}
 
-__all__ = ["RowBatch", "RowLearner", "answered", "choices", "measured"]
+__all__ = ["BATCH", "RATES", "Places", "RowBatch", "RowLearner", "choices"]

@@ -27,7 +27,7 @@ from luban.model_folder import GRAPH
 from luban.recipe_reader import read_recipe
 from luban.task_folder import TaskFolder, fill, read_task_folder, write_beside
 from luban.tasks.base import Broken, Evaluation, Graph
-from luban.tasks.row_learner import answered, measured
+from luban.tasks.row_measuring import answered, measured
 
 if TYPE_CHECKING:
     from luban.tasks.rows import RowTask

@@ -53,6 +53,8 @@ class RunRecord:
         self._run, self._peak = run, peak_flops
         require_loggers(loggers)
         self._loggers, self._sinks = loggers, list[Sink]()
+        for log in (run.metrics, run.timings):
+            log.keep_open()
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Note what does not depend on the clock."""
@@ -95,7 +97,9 @@ class RunRecord:
         return self._run.sync_logs()
 
     def close(self, ended: str) -> None:
-        """End the other loggers: the sitting is `finished`, `stopped` or `failed`."""
+        """Close the logs and end the other loggers: the sitting is `finished`, `stopped` or `failed`."""
+        for log in (self._run.metrics, self._run.timings):
+            log.close()
         for sink in self._sinks:
             sink.close(ended)
 
