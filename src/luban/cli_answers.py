@@ -119,12 +119,13 @@ def tell_trained(folder: str, result: Mapping[str, Any], prompt: str | None) -> 
     if not result:  # only the first of several processes has a result
         return
     from luban.console import duration, short
+    from luban.evaluation.records import said_by_task
 
     primary = result["primary"]
     value = "not finite" if primary["value"] is None else f"{primary['value']:.4f}"
     click.echo(
         f"{primary['name']} {value} on held-out data after {result['steps']:,} steps, "
-        f"{short(result['tokens'])} {'tokens' if result['task'] == 'language-model' else 'rows'}, "
+        f"{short(result['tokens'])} {said_by_task(result).unit}, "
         f"{duration(result['seconds'])}",
         err=True,
     )

@@ -85,9 +85,9 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from luban.console import duration, short
 
     plan, data, recipe = found["plan"], found["data"], found["recipe"]
-    unit = "tokens" if "tokens" in data["train"] else "rows"
+    unit = plan["unit"]
     predicted, rehearsal, machine = plan["predicted"], plan["rehearsal"], found["machine"]
-    yield "data", _data(data)
+    yield "data", _data(data, unit)
     yield "model", f"{_shape(recipe.get('model', {}))}{short(plan['parameters'])} parameters"
     for why in dict.fromkeys(choice["why"] for choice in plan["chosen"].values()):
         keys = ", ".join(f"{k}={c['value']:g}" for k, c in plan["chosen"].items() if c["why"] == why)
@@ -128,12 +128,12 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "expected", f"{value:.3f} {name.replace('_', ' ')} on held-out data"
 
 
-def _data(data: Mapping[str, Any]) -> str:
-    """Say how much there is, in the task's own units: tokens of text, or rows."""
+def _data(data: Mapping[str, Any], unit: str) -> str:
+    """Say how much there is, in the task's own unit where the data counts that, else in the first it does."""
     from luban.console import short
 
     train = data["train"]
-    unit = "tokens" if "tokens" in train else "rows"
+    unit = unit if unit in train else next(iter(train))
     held_out = [
         f"{short(data[split][unit])} for {split}" for split in ("validation", "test") if data.get(split)
     ]

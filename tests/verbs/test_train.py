@@ -38,8 +38,8 @@ def tools(**changes: Any) -> Tools:
 def test_a_run_leaves_what_programs_are_promised(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     assert set(result) == {
-        "status", "task", "primary", "metrics", "seconds", "steps", "tokens", "flops", "peak_rss_bytes", "model",
-        "measured",
+        "status", "task", "unit", "continues_text", "primary", "metrics", "seconds", "steps", "tokens", "flops",
+        "peak_rss_bytes", "model", "measured",
     }  # fmt: skip
     assert (result["status"], result["task"], result["steps"], result["tokens"]) == (
         "done",

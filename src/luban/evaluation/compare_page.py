@@ -49,7 +49,7 @@ def render_comparison(found: Comparison) -> str:
         figures=[_figure(name, values, labels) for name, values in found.figures.items()],
         pairs=[_pair(labels[0], label, pairing, primary) for label, pairing in found.pairings.items()],
         charts=drawn,
-        unit=unit,
+        continue_text=all(side.records.said.continues_text for side in found.sides),
         axes={axis: axis_name(axis, unit) for axis in _AXES if any(axis in chart["over"] for chart in drawn)},
         read_out=_read_out(drawn, labels, unit),
         settings=_rows(found.settings, labels),

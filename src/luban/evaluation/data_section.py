@@ -17,7 +17,7 @@ MAX_FILES = 12
 MAX_STEPS = 40
 MAX_EXAMPLES = 3
 MAX_COLUMNS = 12
-_COUNTED = {"tokens": ("documents", "characters", "size", "tokens"), "rows": ("rows",)}
+_OF_TEXTS, _OF_ROWS = ("documents", "characters", "size", "tokens"), ("rows",)
 _LANGUAGE_COLOURS = {"en": "c-english", "zh": "c-chinese"}
 
 
@@ -33,16 +33,13 @@ def named(prefix: str, name: object) -> Markup:
     return page.translate(key) if catalogue.has(key) else Markup("<code>{}</code>").format(page.user(short))
 
 
-def data_section(report: JsonObject, unit: str = "tokens") -> dict[str, Any] | None:
-    """Return what the template shows of `data/report.json`; None without one.
-
-    Arguments:
-        unit: what the run counts, `tokens` of texts or `rows`.
-    """
+def data_section(report: JsonObject) -> dict[str, Any] | None:
+    """Return what the template shows of `data/report.json`; None without one."""
     if not report:
         return None
-    files = objects(report.get("files"))
+    files, texts = objects(report.get("files")), "characters" in report  # rows of a table have none
     return {
+        "texts": texts,
         "rows": formats.count(real(report.get("rows"))),
         "characters": formats.count(real(report.get("characters"))),
         "bytes": formats.size(real(report.get("bytes"))),
@@ -53,10 +50,10 @@ def data_section(report: JsonObject, unit: str = "tokens") -> dict[str, Any] | N
         "columns": _columns(mapping(report.get("columns"))),
         # Rows are not cleaned, and their report does not speak of it.
         "cleaning": [_cleaning(step) for step in objects(report.get("cleaning"))[:MAX_STEPS]]
-        if "cleaning" in report or unit == "tokens"
+        if "cleaning" in report or texts
         else None,
         "bad_rows": _bad_rows(mapping(report.get("bad_rows"))),
-        "split": _split(mapping(report.get("split")), _COUNTED[unit]),
+        "split": _split(mapping(report.get("split")), _OF_TEXTS if texts else _OF_ROWS),
         "overlap": _overlap(mapping(mapping(report.get("split")).get("overlap"))),
         "duplicates": _duplicates(mapping(report.get("duplicates"))),
         "tokenizer": _tokenizer(mapping(report.get("tokenizer"))),

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ MAX_NAME = 60
 TAILS = (64 << 10, 1 << 20, 16 << 20)
 """How many bytes at the end of a log are looked at, the next where the one before did not suffice."""
 
+UNITS = ("tokens", "rows")
 TRAIN = ("step", "tokens", "loss", "learning_rate", "gradient_norm")
 EVALUATION = ("step", "tokens")
 MAX_FIGURES = 24
@@ -103,6 +104,34 @@ def parameter_count(plan: JsonObject) -> float | None:
     """Return how many parameters a plan.json says; None where it does not."""
     told = plan.get("parameters")
     return real(told.get("total")) if isinstance(told, dict) else real(told)
+
+
+class Said(NamedTuple):
+    """What a task said of a run: what the run's `tokens` count, and whether its model continues text."""
+
+    unit: str
+    continues_text: bool
+
+
+def said_by_task(*files: JsonObject) -> Said:
+    """Return what the task said of a run when it began, as plan.json has it, and result.json.
+
+    This reads older runs too: before these files had the keys, the language model alone counted tokens and continued
+    text, also where no file named the task.
+
+    Example:
+        >>> said_by_task({"unit": "tokens", "continues_text": False}, {"task": "speech"})
+        Said(unit='tokens', continues_text=False)
+        >>> said_by_task({"task": "tabular"}), said_by_task({})
+        (Said(unit='rows', continues_text=False), Said(unit='tokens', continues_text=True))
+    """
+    for file in files:
+        unit, continues_text = file.get("unit"), file.get("continues_text")
+        if unit in UNITS and isinstance(continues_text, bool):
+            return Said(str(unit), continues_text)
+    name = next((name for file in files if (name := words(file.get("task"), 60))), "language-model")
+    older = name == "language-model"
+    return Said("tokens" if older else "rows", older)
 
 
 class Table:
@@ -196,9 +225,14 @@ class RunRecords:
         return words(self.recipe.get("task") or self.result.get("task"), 40)
 
     @property
+    def said(self) -> Said:
+        """What the task said of the run."""
+        return said_by_task(self.plan, self.result, self.recipe)
+
+    @property
     def unit(self) -> str:
-        """What `tokens` of the logs counts: `tokens` of a language model, `rows` of every other task."""
-        return "tokens" if self.task in ("", "language-model") else "rows"
+        """What `tokens` of the logs counts: `tokens` or `rows`."""
+        return self.said.unit
 
     @property
     def primary(self) -> str:

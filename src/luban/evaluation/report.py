@@ -82,7 +82,7 @@ def folder_name(run: Path) -> str:
 def render_report(records: RunRecords, folder: str, standing: Standing) -> str:
     """Return the page. `folder` is what the commands of the page call the run folder."""
     curves = Curves(records)
-    status, unit = standing.state, records.unit
+    status, (unit, continues_text) = standing.state, records.said
     context = {
         "heading": _heading(records),
         "folder": page.plain(folder),
@@ -100,16 +100,16 @@ def render_report(records: RunRecords, folder: str, standing: Standing) -> str:
         "samples": _samples(records),
         "evaluation": _evaluation(records.evaluation),
         "shown": task_sections(records),
-        "unit": unit,
+        "continues_text": continues_text,
         "tokens_name": axis_name("tokens", unit),
         "speed_unit": page.translate(f"unit.{unit}_per_second"),
         "primary_name": metric_name(records.primary),
-        "data": data_section(records.data, unit),
+        "data": data_section(records.data),
         "machine": machine_rows(records),
         "cost": cost_rows(records),
         "forecast": forecast_rows(records),
         "chosen": chosen_rows(records),
-        "commands": _commands(folder, standing, unit),
+        "commands": _commands(folder, standing),
         "recipe": _recipe(records.recipe),
         "events": _events(records),
     }
@@ -308,12 +308,12 @@ def _passage(passage: JsonObject) -> dict[str, Any]:
     }
 
 
-def _commands(folder: str, standing: Standing, unit: str) -> list[dict[str, Any]]:
+def _commands(folder: str, standing: Standing) -> list[dict[str, Any]]:
     model = shlex.quote(page.plain(f"{folder}/model"))
     commands = []
     if standing.state != "finished" and (go_on := next_command(standing, page.plain(folder))):
         commands.append({"name": both("report.next.resume"), "code": formats.same(go_on)})
-    if unit == "tokens":
+    if standing.said.continues_text:
         prompts = {
             k: f"luban predict {model} {shlex.quote(v)}" for k, v in both("report.next.prompt").items()
         }

@@ -19,12 +19,14 @@ from luban.durable import folder_bytes, verify_folder
 from luban.errors import CheckpointError, InputError
 from luban.evaluation.records import (
     JsonObject,
+    Said,
     last_of_each,
     mapping,
     parameter_count,
     read_lines,
     read_object,
     real,
+    said_by_task,
     words,
 )
 from luban.run import Run, this_process
@@ -75,6 +77,11 @@ class Standing:
     plan: JsonObject = field(default_factory=dict)
     result: JsonObject = field(default_factory=dict)
     evaluation: JsonObject = field(default_factory=dict)
+
+    @property
+    def said(self) -> Said:
+        """What the task said of the run."""
+        return said_by_task(self.plan, self.result, self.recipe)
 
 
 def standing_of(folder: Path, *, verify: bool = False) -> Standing:
@@ -268,7 +275,7 @@ def next_command(standing: Standing, folder: str | None = None) -> str | None:
     name = str(standing.folder) if folder is None else folder
     run = shlex.quote(name)
     if standing.state == "finished":
-        asked = "'Once upon a time'" if _continues_text(standing) else "--input FILE"
+        asked = "'Once upon a time'" if standing.said.continues_text else "--input FILE"
         return f"luban predict {run} {asked}"
     if standing.state in ("live", "broken", "empty"):
         return None
@@ -278,10 +285,6 @@ def next_command(standing: Standing, folder: str | None = None) -> str | None:
     lower = f"train.learning_rate={rate / 2:g}" if rate else "train.learning_rate=0.001"
     recipe, out = shlex.quote(f"{name}/recipe.json"), shlex.quote(f"{name}-2")
     return f"luban train {recipe} {lower} --out {out}"
-
-
-def _continues_text(standing: Standing) -> bool:
-    return words(standing.recipe.get("task"), 60) in ("", "language-model")
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -343,6 +346,7 @@ def as_json(standing: Standing, now: float) -> dict[str, Any]:
         "task": words(standing.recipe.get("task"), 60) or None,
         "step": came.step,
         "tokens": came.tokens,
+        "unit": standing.said.unit,
         "seconds": came.seconds,
         "share": came.share,
         "primary": dict(came.primary),

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -196,14 +196,16 @@ class Usage:
     Attributes:
         pipeline: the hub's name of what it does, such as `text-generation`. library: what loads it.
         code: Python that loads it. caution: what a user should know.
-        unit: what is counted of what it learned from: `tokens` or `rows`.
+        unit: what is counted of what it learned from.
+        continues_text: whether a row is a text that it goes on with; else a row is something that it answers.
     """
 
     pipeline: str
     library: str
     code: str
     caution: str
-    unit: str = "rows"
+    unit: Literal["tokens", "rows"] = "rows"
+    continues_text: bool = False
 
 
 class Task(Protocol):

@@ -26,6 +26,7 @@ DEFAULTS = {"max_tokens": 200, "temperature": 0.8}
 """Of `generate`, `stream` and `predict`, and so of the command line."""
 USAGE = Usage(
     unit="tokens",
+    continues_text=True,
     pipeline="text-generation",
     library="transformers",
     code="""from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -174,7 +174,10 @@ def plan_of(
     Arguments:
         own_data: where the run would keep data of its own; the path of any other is noted.
     """
+    usage = task.usage()
     return {
+        "unit": usage.unit,
+        "continues_text": usage.continues_text,
         "dtype": decisions.dtype,
         "threads": decisions.threads,
         "compile": decisions.compile,

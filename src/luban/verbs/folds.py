@@ -12,6 +12,7 @@ from typing import Any
 from luban.console import Show
 from luban.durable import new_folder, read_json, write_json
 from luban.errors import InputError, LubanError
+from luban.evaluation.records import said_by_task
 from luban.machine import peak_rss_bytes
 from luban.recipe import Recipe
 from luban.run import Run
@@ -112,6 +113,7 @@ def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
     result = {
         "status": "done",
         "task": results[0]["task"],
+        **said_by_task(*results)._asdict(),
         "primary": head,
         "metrics": means,
         "spread": spread,

@@ -124,7 +124,7 @@ def _about(
     trained = ", ".join(
         part
         for part in (
-            "" if tokens is None else f"{short(tokens)} tokens",
+            "" if tokens is None else f"{short(tokens)} {standing.said.unit}",
             "" if seconds is None else f"{duration(seconds)} of training",
             f"{size(folder_bytes(standing.folder))} on disk",
         )

@@ -16,13 +16,14 @@ from luban import tasks
 from luban.console import Show
 from luban.durable import folder_bytes, read_json, write_json
 from luban.errors import InputError, LubanError, Stopped
+from luban.evaluation.records import said_by_task
 from luban.machine import MachineReport, peak_rss_bytes
 from luban.planning.forecast import Forecast
 from luban.recipe import Recipe
 from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
-from luban.tasks.base import Evaluation, Learner
+from luban.tasks.base import Evaluation, Learner, Usage
 from luban.training.checkpoints import Checkpoint, Checkpoints, bytes_needed, check_space
 from luban.training.compiling import Compiling
 from luban.training.faults import NO_FAULTS, Faults
@@ -53,7 +54,7 @@ class Outcome:
     @property
     def prompt(self) -> str | None:
         """A prompt that suits the model, one it was shown with; None for a model that continues none."""
-        if self.result.get("task") != "language-model":
+        if not self.result or not said_by_task(self.result).continues_text:
             return None
         prompts = (sample["prompt"] for sample in self.samples() if sample["prompt"].strip())
         return next((str(prompt).strip().splitlines()[0] for prompt in prompts), "Once")
@@ -307,8 +308,9 @@ class _Training:
         if evaluation.rows is not None:
             evaluation.rows.write(run.rows, run.fs)
         write_json(run.evaluation, evaluation.as_json(), run.fs)
-        result = self._result(evaluation, progress)
-        task.save(run.model, model_card(self.recipe, evaluation, result, task.usage()), run.fs)
+        usage = task.usage()
+        result = self._result(evaluation, progress, usage)
+        task.save(run.model, model_card(self.recipe, evaluation, result, usage), run.fs)
         seconds = progress.seconds + self.tools.clock() - started
         result["measured"] = self._measured(evaluation, progress, seconds)
         write_json(run.result, result, run.fs)
@@ -318,11 +320,13 @@ class _Training:
         self.plan.wait()
         return Outcome(run.folder, result)
 
-    def _result(self, evaluation: Evaluation, progress: Progress) -> dict[str, Any]:
+    def _result(self, evaluation: Evaluation, progress: Progress, usage: Usage) -> dict[str, Any]:
         measured = evaluation.as_json()
         return {
             "status": "done",
             "task": self.recipe.task,
+            "unit": usage.unit,
+            "continues_text": usage.continues_text,
             "primary": measured["primary"],
             "metrics": {name: figure["value"] for name, figure in measured["metrics"].items()},
             "seconds": round(progress.seconds, 3),
