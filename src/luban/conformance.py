@@ -289,7 +289,7 @@ def a_saved_model_answers_as_the_trained_one(task: type[Task], folder: Path) -> 
     with _named(task):
         model = load(outcome.folder)
         asked = [_asked(row) for row in task.sample(6, random.Random(5))]
-        options = _few_words(task)
+        options = task.quick_answers
         together = model.predict(asked, **options)
         alone = [model.predict([row], **options)[0] for row in asked]
         turned = model.predict(asked[::-1], **options)[::-1]
@@ -308,8 +308,7 @@ def a_bad_row_is_answered_by_name(task: type[Task], folder: Path) -> None:
     with _named(task):
         model = load(outcome.folder)
         good = [_asked(row) for row in task.sample(2, random.Random(6))]
-        options: dict[str, Any] = {"max_tokens": 3} if task.name == "language-model" else {}
-        answers = model.predict([good[0], {"nothing": None}, good[1], 7], **options)
+        answers = model.predict([good[0], {"nothing": None}, good[1], 7], **task.quick_answers)
     assert ["error" in answer for answer in answers] == [False, True, False, True], answers
     assert answers[1]["row"] == 1 and answers[1]["error"]
 
@@ -342,7 +341,7 @@ def the_exported_graph_answers_as_the_model(task: type[Task], folder: Path) -> N
         made = export(outcome.folder, folder / "exported")
         assert made["parity"]["max_abs"] < 1e-3, made["parity"]
         asked = [_asked(row) for row in task.sample(5, random.Random(8))]
-        options = _few_words(task)
+        options = task.quick_answers
         eager = load(outcome.folder).predict(asked, **options)
         graph = load(folder / "exported").predict(asked, **options)
         assert _alike(eager, graph), f"{eager} by the model, {graph} by the graph"
@@ -444,11 +443,6 @@ def _bytes(learner: Learner, step: int, rank: int, ranks: int) -> list[bytes]:
 def _asked(row: dict[str, Any]) -> Any:
     """Return a row without what is asked for."""
     return {name: value for name, value in row.items() if name not in ("label", "target", "tags")}
-
-
-def _few_words(task: type[Task]) -> dict[str, Any]:
-    """Return the settings under which a task answers the same each time, and soon."""
-    return {"max_tokens": 5, "temperature": 0.0} if task.name == "language-model" else {}
 
 
 def _alike(these: Sequence[Any], those: Sequence[Any]) -> bool:

@@ -213,6 +213,8 @@ class Task(Protocol):
 
     name: ClassVar[str]
     recipe: ClassVar[type[Recipe]]
+    quick_answers: ClassVar[Mapping[str, Any]]
+    """Settings of `predict` under which the model answers soon, and the same each time; none where it does anyway."""
 
     @staticmethod
     def prepare(

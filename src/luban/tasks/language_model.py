@@ -76,6 +76,7 @@ class LanguageModel:
 
     name: ClassVar[str] = "language-model"
     recipe: ClassVar[type[LanguageModelRecipe]] = LanguageModelRecipe
+    quick_answers: ClassVar[Mapping[str, Any]] = {"max_tokens": 5, "temperature": 0.0}
     minimise = True
     compiles_well = True
 

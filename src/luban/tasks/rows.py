@@ -95,6 +95,8 @@ class RowTask:
     """The most rows of a step, where the recipe leaves it open."""
     takes_lists: ClassVar[bool] = False
     """Whether a list is a row to be answered, as tokens are."""
+    quick_answers: ClassVar[Mapping[str, Any]] = {}
+    """Settings of `predict` under which the model answers soon, and the same each time."""
     quick_rows: ClassVar[int] = 2_000
     """Validation rows that are measured while training."""
     while_training: ClassVar[frozenset[str]] = frozenset()
