@@ -28,6 +28,7 @@ from luban.evaluation.standing import (
     reached,
     standing_of,
 )
+from luban.recipe import BUDGETS
 
 MakeRun = Callable[..., Path]
 NOT_FINITE = "the loss of step 61 is not finite; the step was not applied"
@@ -191,6 +192,38 @@ def test_how_far_it_came_is_the_end_of_the_logs(new_run: MakeRun) -> None:
     assert (came.step, came.tokens) == (60, 60 * 4096)
     assert came.primary["step"] == 60 and came.primary["value"] > 0
     assert came.share == pytest.approx(came.seconds / 180, rel=1e-6)  # a budget of three minutes
+
+
+@pytest.mark.parametrize(
+    ("budget", "share"),
+    [
+        ({"epochs": 4}, 60 * 4096 / 290_000 / 4),
+        ({"epochs": 0.5}, 1.0),
+        ({"tokens": 60 * 4096 * 5}, 0.2),
+        ({"steps": 80}, 0.75),
+        ({"steps": 0}, None),
+        ({"epochs": None}, None),
+    ],
+)
+def test_the_share_done_is_that_of_the_budget_the_recipe_names(
+    new_run: MakeRun,
+    holder: Callable[[Path], subprocess.Popen[bytes]],
+    budget: dict[str, float | None],
+    share: float | None,
+) -> None:
+    run = new_run(end="running")
+    (run / "recipe.json").write_text(json.dumps({"task": "sequence-labelling", "train": budget}), "utf-8")
+    holder(run)
+    standing = standing_of(run)
+    assert standing.state == "live"
+    assert reached(standing).share == pytest.approx(share)
+
+
+def test_every_budget_has_its_share(new_run: MakeRun) -> None:
+    run = new_run(end="stopped")
+    for budget in BUDGETS:
+        (run / "recipe.json").write_text(json.dumps({"train": {budget: 10**9}}), "utf-8")
+        assert reached(standing_of(run)).share is not None, budget
 
 
 @pytest.mark.parametrize("size", [10, 3_000, 60_000])

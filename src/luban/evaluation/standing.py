@@ -10,7 +10,7 @@ import datetime
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ _CHECKPOINT = re.compile(r"step-(\d{8,15})")
 _ENDS = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
 _NOT_FINITE = re.compile(r"the \S.* of step \d+ is not finite|weights or optimizer state are not finite")
 _DEPTH = 5
+_SPENT = {
+    "minutes": ("seconds", 60.0),
+    "epochs": ("epoch", 1.0),
+    "tokens": ("tokens", 1.0),
+    "steps": ("step", 1.0),
+}
+"""Of each budget, what of it the logs say is spent, and how much of that one of the budget is."""
 
 
 @dataclass(frozen=True)
@@ -234,31 +241,22 @@ def reached(standing: Standing) -> Reached:
     logged = last_of_each(standing.folder, "metrics.jsonl", frozenset(("train", "evaluation")))
     timed = last_of_each(standing.folder, "timings.jsonl", frozenset(("train",)))
     train, evaluation = logged.get("train", {}), logged.get("evaluation", {})
-    step, tokens, seconds = (
-        real(train.get("step")),
-        real(train.get("tokens")),
-        real(mapping(timed.get("train")).get("seconds")),
-    )
+    spent = {name: real(train.get(name)) for name in ("step", "tokens", "epoch")}
+    spent["seconds"] = real(mapping(timed.get("train")).get("seconds"))
     # A recipe that names no primary figure takes the task's own, which every evaluation names first.
     first = next((name for name in evaluation if name not in ("kind", "step", "tokens")), "")
     name = words(mapping(standing.recipe.get("evaluate")).get("primary"), 60) or words(first, 60)
     primary = {"name": name, "value": real(evaluation.get(name)), "step": real(evaluation.get("step"))}
-    return Reached(step, tokens, seconds, _share(standing, step, tokens, seconds), primary)
+    return Reached(spent["step"], spent["tokens"], spent["seconds"], _share(standing, spent), primary)
 
 
-def _share(
-    standing: Standing, step: float | None, tokens: float | None, seconds: float | None
-) -> float | None:
+def _share(standing: Standing, spent: Mapping[str, float | None]) -> float | None:
+    """Return the share of the recipe's budget that is spent; None where that is not on record."""
     budget = mapping(standing.recipe.get("train"))
-    minutes = real(budget.get("minutes"))
-    pairs = (
-        (seconds, minutes * 60 if minutes else None),
-        (tokens, real(budget.get("tokens"))),
-        (step, real(budget.get("steps"))),
-    )
-    for done, whole in pairs:
+    for key, (name, unit) in _SPENT.items():
+        done, whole = spent[name], real(budget.get(key))
         if whole is not None and whole > 0:
-            return None if done is None else min(1.0, done / whole)
+            return None if done is None else min(1.0, done / (whole * unit))
     return None
 
 
