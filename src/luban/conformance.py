@@ -428,13 +428,14 @@ def _gradient(learner: Learner, size: int) -> dict[str, torch.Tensor]:
     batches = learner.batches(0, 0, 1, size)
     count = sum(batch.count for batch in batches)
     for batch in batches:
-        (learner.loss(batch) / count).backward()
+        (learner.loss(batch) / count).backward()  # type: ignore[no-untyped-call]
     return {n: p.grad.clone() for n, p in learner.model.named_parameters() if p.grad is not None}
 
 
 def _bytes(learner: Learner, step: int, rank: int, ranks: int) -> list[bytes]:
     found = []
-    for batch in learner.batches(step, rank, ranks):
+    batches: Sequence[Any] = learner.batches(step, rank, ranks)
+    for batch in batches:
         tensors = batch.tensors.values() if hasattr(batch, "tensors") else (batch.inputs, batch.targets)
         found += [tensor.numpy().tobytes() for tensor in tensors]
     return found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from luban.data.fingerprint import Fingerprint
 from luban.durable import FileSystem
+from luban.learner import Learner as Trainable
 from luban.metrics.document_losses import DocumentLosses
 from luban.metrics.row_scores import RowScores
 from luban.recipe import Recipe
@@ -127,10 +128,8 @@ class Model(Protocol):
         """Answer rows, in order; `{"row", "error"}` stands for one that is none."""
 
 
-class Learner(Protocol):
-    """What a run trains: a model with its data. What `luban.training` asks of it, and the verbs besides."""
-
-    model: nn.Module
+class Learner(Trainable, Protocol):
+    """What a run trains: a model with its data. What the loop asks of it, and what the verbs ask besides."""
 
     @property
     def minimise(self) -> bool:
@@ -139,18 +138,6 @@ class Learner(Protocol):
     @property
     def compiles_well(self) -> bool:
         """Whether compiling is known to save time: all steps have one shape, and it was measured."""
-
-    def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> Sequence[Any]:
-        """Return a rank's micro-batches of a step, of at most `size` rows if it is given; a pure function."""
-
-    def epoch(self, step: int) -> float:
-        """Return how many times the data was seen after `step` steps."""
-
-    def loss(self, batch: Any) -> Tensor:
-        """Return the loss summed over the batch."""
-
-    def flops(self, batch: Any) -> int:
-        """Return FLOPs of forward and backward."""
 
     def quick(self) -> Mapping[str, float]:
         """Measure a fixed part of the held-out data; the primary figure comes first."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from luban.errors import OutOfMemory
-from luban.training.learner import Batch, Learner
+from luban.learner import Batch, Learner
 from luban.training.memory import is_out_of_memory, reason
 from luban.training.parallel import Plan
 from luban.training.precision import Forward

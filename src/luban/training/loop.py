@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from luban.errors import CheckpointError, NonFiniteError, OutOfMemory, Stopped
+from luban.learner import Batch, Learner
 from luban.machine import keep_memory
 from luban.recipe import Interval, TrainRecipe, settled
 from luban.signals import StopRequest
@@ -26,7 +27,6 @@ from luban.training.checkpoints import Checkpoint, Checkpoints
 from luban.training.compiling import Compiling
 from luban.training.faults import NO_FAULTS, Faults
 from luban.training.gradients import Computed, Gradients
-from luban.training.learner import Batch, Learner, Record
 from luban.training.memory import bytes_left, memory_errors
 from luban.training.nonfinite import NAMED, PATIENCE, SHOWN, evidence, not_finite, number, what_is_not
 from luban.training.optimizers import Optimizer, build_optimizer
@@ -34,6 +34,7 @@ from luban.training.parallel import Plan
 from luban.training.parameters import freeze
 from luban.training.precision import forward_in
 from luban.training.progress import Progress
+from luban.training.record import Record
 from luban.training.schedules import Budget, Schedule
 
 EVALUATIONS = 10

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from luban.training.learner import Batch
+from luban.learner import Batch
 
 PATIENCE = 5
 """With `train.on_nonfinite: skip`: so many steps in a row that are not finite end the run."""

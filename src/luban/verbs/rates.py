@@ -21,12 +21,12 @@ from luban import tasks
 from luban.console import Show
 from luban.durable import storage_errors
 from luban.errors import InputError, NonFiniteError
+from luban.learner import Learner
 from luban.recipe import TrainRecipe
 from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
 from luban.training.gradients import Gradients
-from luban.training.learner import Learner
 from luban.training.nonfinite import number
 from luban.training.optimizers import build_optimizer
 from luban.training.parallel import Alone

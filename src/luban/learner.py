@@ -1,4 +1,4 @@
-"""What the loop asks of its surroundings: something to learn, in batches, and somewhere to write."""
+"""What the loop trains: something to learn, in batches. A task's learner is that and more (`luban.tasks.base`)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from torch import Tensor, nn
 class Batch(Protocol):
     """A micro-batch: what the loss is computed on."""
 
-    count: int
-    """How many terms the loss sums over, for instance target tokens."""
-    tokens: int
-    """How many tokens (or rows) pass through the model."""
-    rows: int
-    """How many windows (or rows) it holds; what `batches` counts its `size` in."""
+    @property
+    def count(self) -> int:
+        """How many terms the loss sums over, for instance target tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens (or rows) pass through the model."""
+
+    @property
+    def rows(self) -> int:
+        """How many windows (or rows) it holds; what `batches` counts its `size` in."""
 
     def describe(self) -> Mapping[str, Any]:
         """Say where the batch came from, for the evidence when its loss is not finite."""
@@ -25,7 +30,9 @@ class Batch(Protocol):
 class Learner(Protocol):
     """What is learned."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
 
     def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> Sequence[Batch]:
         """Return this rank's micro-batches of step `step` (counted from 0); a pure function of its arguments.
@@ -42,16 +49,3 @@ class Learner(Protocol):
 
     def flops(self, batch: Any) -> int:
         """Return the floating-point operations of forward and backward on the batch."""
-
-
-class Record(Protocol):
-    """Where the loop writes what happened; only rank 0 has one that writes."""
-
-    def metrics(self, record: Mapping[str, Any]) -> None:
-        """Note what does not depend on the clock."""
-
-    def timings(self, record: Mapping[str, Any]) -> None:
-        """Note what does."""
-
-    def sync(self) -> Mapping[str, int]:
-        """Make the notes durable and return their sizes."""
