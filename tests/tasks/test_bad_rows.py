@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from luban import tasks
+from luban.data.pictures import encode_png
 from luban.data.row_sets import PreparedRows
 from luban.errors import DataError
 
@@ -214,6 +216,66 @@ def test_of_tagged_sentences(tmp_path: Path) -> None:
     }
 
 
+def pictures(folder: Path, labels: str = "ab") -> str:
+    """Write a picture for each good row, and the table that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(GOOD):
+        shade = np.full((4, 4, 1), 4 * number, np.uint8)
+        (folder / f"{number}.png").write_bytes(encode_png(shade))
+        lines.append(f"n{number},{number}.png,{labels[number % len(labels)]}\n")
+    return "name,path,label\n" + "".join(lines)
+
+
+def test_of_pictures(tmp_path: Path) -> None:
+    table = pictures(tmp_path)
+    (tmp_path / "torn.png").write_bytes(encode_png(np.zeros((40, 40, 1), np.uint8))[:50])
+    (tmp_path / "empty.png").write_bytes(b"")
+    bad = (
+        "n60,absent.png,a\n"
+        "n61,../../etc/passwd,a\n"
+        "n62,empty.png,a\n"
+        "n63,torn.png,a\n"
+        "n64,1.png,\n"
+        "n59,1.png,b\n"
+        ",1.png,b\n"
+        "n65,1.png\n"
+    )
+    held = "name,path,label\nv1,1.png,b\nv2,2.png,c\n"
+    data = prepared(
+        "image-classification",
+        tmp_path,
+        {"id": "name", "workers": 1},
+        train_csv=(table + bad).encode(),
+        validation_csv=held.encode(),
+    )
+    found = left_out(data)
+    # How the sentence ends is Pillow's.
+    assert found.pop((65, "bad_picture")).startswith("torn.png: a PNG file, cut or damaged: ")
+    assert found == {
+        (3, "unknown_label"): "no training row has the label 'c'",
+        (62, "no_file"): "there is no such file (No such file or directory)",
+        (63, "outside"): "the path leads out of the table's folder",
+        (64, "bad_picture"): "the file is empty",
+        (66, "missing_value"): "the row has no label",
+        (67, "repeated_id"): "a row with the name 'n59' came before",
+        (68, "missing_value"): "the row has no name",
+        (69, "wrong_columns"): "2 columns, there should be 3",
+    }
+    held_out = sum(size["rows"] for split, size in data.sizes().items() if split != "train")
+    assert data.report["notes"] == [
+        {
+            "kind": "unknown_label",
+            "detail": f"1 of {held_out + 1} held-out rows have a label that no training row has: they are left out, "
+            "and figures flatter",
+        },
+        {
+            "kind": "overlap",
+            "detail": f"1 of {held_out} held-out rows stand in training too: figures flatter",
+        },
+    ]
+
+
 ONE_CLASS = "there is one class only: nothing to tell apart"
 
 
@@ -250,6 +312,25 @@ def test_of_one_class_only_nothing_is_learned(
         str(stopped.value.received).split(" training rows")[-1] == str(received).split(" training rows")[-1]
     )
     assert stopped.value.fix
+
+
+def test_of_pictures_of_one_class_nothing_is_learned(tmp_path: Path) -> None:
+    table = pictures(tmp_path, labels="a")
+    with pytest.raises(DataError) as stopped:
+        prepared("image-classification", tmp_path, {"workers": 1}, train_csv=table.encode())
+    assert stopped.value.message == ONE_CLASS
+    assert str(stopped.value.received).endswith("training rows have the label 'a'")
+
+
+def test_by_policy_the_first_bad_picture_ends_the_run_or_is_kept_aside(tmp_path: Path) -> None:
+    table = (pictures(tmp_path) + "n60,absent.png,a\n").encode()
+    with pytest.raises(DataError) as stopped:
+        prepared("image-classification", tmp_path, {"workers": 1, "on_bad_row": "error"}, train_csv=table)
+    assert stopped.value.where == f"{tmp_path / 'train.csv'}:62"
+    assert stopped.value.message.startswith("a bad row (no_file)")
+    data = prepared("image-classification", tmp_path, {"workers": 1}, train_csv=table)
+    (kept,) = map(json.loads, (data.folder / "quarantine.jsonl").read_text("utf-8").splitlines())
+    assert (kept["file"], kept["line"], kept["kind"]) == ("train.csv", 62, "no_file")
 
 
 @pytest.mark.parametrize(
