@@ -181,6 +181,39 @@ def test_bad_csv_rows(tmp_path):
     assert bad["kinds"]["blank_line"]["count"] == 1
 
 
+def test_a_stray_quote_costs_its_line_and_no_other(tmp_path):
+    after = "".join(f"{number},line {number}\n" for number in range(2, 50))
+    (tmp_path / "a.csv").write_text(f'id,text\n1,"no end\n{after}')
+    rows, bad = read(tmp_path / "a.csv")
+    assert [(row.text, row.line) for row in rows] == [(f"line {n}", n + 1) for n in range(2, 50)]
+    assert bad["total"] == 1
+    assert bad["kinds"]["wrong_columns"]["examples"][0]["line"] == 2
+    (tmp_path / "a.tsv").write_text('id\ttext\n1\t"no end\n2\tline 2\n')
+    rows, bad = read(tmp_path / "a.tsv")
+    assert [(row.text, row.line) for row in rows] == [('"no end', 2), ("line 2", 3)]
+    assert bad["total"] == 0
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_another_separator_than_a_comma_is_seen(tmp_path, separator):
+    (tmp_path / "a.csv").write_text(f'id{separator}text\n1{separator}"one, or so"\n')
+    rows, bad = read(tmp_path / "a.csv")
+    assert [(row.text, row.line) for row in rows] == [("one, or so", 2)]
+    assert bad["kinds"]["separator"]["count"] == 1 and bad["total"] == 0
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_an_arrow_file_is_read_as_its_stream(tmp_path, is_file):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"id": range(len(TEXTS)), "text": TEXTS})
+    write = pa.ipc.new_file if is_file else pa.ipc.new_stream
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, write(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=4)
+    rows, bad = read(tmp_path / "a.arrow")
+    assert [(row.text, row.line) for row in rows] == list(zip(TEXTS, range(1, 7), strict=True))
+    assert bad["total"] == 0
+
+
 @pytest.mark.parametrize("policy", ["line", "passage"])
 def test_a_bad_line_of_plain_text_costs_only_itself(tmp_path, policy):
     (tmp_path / "a.txt").write_bytes(b"one\n\xd6\xd0\xce\xc4\ntwo\nnul\0\nthree")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,6 +14,22 @@ from luban.data.rows import FileRows
 _READ_AGAIN = 4
 """What may be read a second time of a file, as a multiple of the longest row allowed."""
 _SHOWN_BYTES = 2000
+_QUOTED = re.compile(rb'"[^"]*"')
+
+
+def delimiter_of(reader: FileRows, stream: io.BufferedReader) -> str:
+    """Return what stands between cells: as the suffix says, unless the first line says otherwise."""
+    if reader.file.format == "tsv":
+        return "\t"
+    line, end, _ = stream.peek().partition(b"\n")
+    line = _QUOTED.sub(b"", line)
+    for other, name in ((b";", "a semicolon"), (b"\t", "a tab")):
+        if end and b"," not in line and other in line:
+            reader.line = 1
+            reader.mended("separator", f"between the columns of the file stands {name}, not a comma")
+            reader.line = 0
+            return other.decode()
+    return ","
 
 
 class CsvRows:

@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 
 from luban.data.rows import FileRows
 from luban.data.sources import CorruptStream
-from luban.data.tables import on_disk
+from luban.data.tables import arrow_batches, on_disk
 from luban.errors import DataError
 
 _BATCH_BYTES = 4 << 20
 _MOST_ROWS = 1024
 _READ_BYTES = 1 << 20
-_FILE_MAGIC = b"ARROW1"
 
 Read = Callable[[Any], Any]
 
@@ -44,15 +43,10 @@ def parquet_rows(reader: FileRows) -> Iterator[dict[str, Any]]:
 
 def arrow_rows(reader: FileRows) -> Iterator[dict[str, Any]]:
     """Yield the rows of an Arrow file, or of an Arrow stream as `datasets` saves it."""
-    with on_disk(reader) as path, _corrupt("not a whole Arrow file"), pa.memory_map(str(path)) as file:
-        is_file = file.read(len(_FILE_MAGIC)) == _FILE_MAGIC
-        file.seek(0)
-        with pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file) as table:
-            for batch in map(table.get_batch, range(table.num_record_batches)) if is_file else table:
-                size = (
-                    batch.get_total_buffer_size()
-                )  # `nbytes` would follow offsets that nobody has checked yet
-                yield from _batch_rows(reader, batch, _rows_at_once(size, batch.num_rows))
+    with on_disk(reader) as path, _corrupt("not a whole Arrow file"), arrow_batches(path) as (_, batches):
+        for batch in batches:
+            size = batch.get_total_buffer_size()  # `nbytes` would follow offsets that nobody has checked yet
+            yield from _batch_rows(reader, batch, _rows_at_once(size, batch.num_rows))
     reader.seen(reader.file.path.stat().st_size)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from luban.data.csv_rows import CsvRows
+from luban.data.csv_rows import CsvRows, delimiter_of
 from luban.data.row_sources import TABLES, Named, Part
 from luban.data.rows import FileRows, first_surrogate
 from luban.data.sources import CorruptStream, SourceFile, open_bytes
@@ -18,7 +16,6 @@ from luban.errors import DataError, InputError, MissingExtra, nearest
 Values = dict[str, Any]
 
 _SHOWN = 200
-_QUOTED = re.compile(rb'"[^"]*"')
 
 
 def table_parts(one: Named) -> list[Part]:
@@ -101,7 +98,7 @@ def _json_rows(reader: FileRows) -> Iterator[Values]:
 
 def _csv_rows(reader: FileRows, asked: Sequence[str] | None) -> Iterator[Values]:
     with reader.open() as stream:
-        rows = CsvRows(reader, stream, _delimiter(reader, stream))
+        rows = CsvRows(reader, stream, delimiter_of(reader, stream))
         first = next(rows, None)
         if first is None:
             return
@@ -130,21 +127,6 @@ def _arrow_rows(reader: FileRows) -> Iterator[Values]:
     except ModuleNotFoundError:
         raise MissingExtra("pyarrow", extra="data", purpose=f"read .{reader.file.format} files") from None
     return parquet_rows(reader) if reader.file.format == "parquet" else arrow_rows(reader)
-
-
-def _delimiter(reader: FileRows, stream: io.BufferedReader) -> str:
-    """Return what stands between cells: as the suffix says, unless the first line says otherwise."""
-    if reader.file.format == "tsv":
-        return "\t"
-    line, end, _ = stream.peek().partition(b"\n")
-    line = _QUOTED.sub(b"", line)
-    for other, name in ((b";", "a semicolon"), (b"\t", "a tab")):
-        if end and b"," not in line and other in line:
-            reader.line = 1
-            reader.mended("separator", f"between the columns of the file stands {name}, not a comma")
-            reader.line = 0
-            return other.decode()
-    return ","
 
 
 def _without_header(reader: FileRows, first: list[str], asked: Sequence[str] | None) -> list[str] | None:

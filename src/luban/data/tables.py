@@ -1,4 +1,4 @@
-"""Rows of tables: JSON lines, CSV and TSV, Parquet, and the Arrow files of saved datasets."""
+"""Rows of tables: JSON lines, CSV and TSV, Parquet, and Arrow, as saved datasets have it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from luban.data.csv_rows import CsvRows
+from luban.data.csv_rows import CsvRows, delimiter_of
 from luban.data.rows import ColumnRows, FileRows, Row
 from luban.data.sources import CorruptStream, open_bytes
 from luban.errors import DataError, MissingExtra, nearest
@@ -19,6 +19,8 @@ from luban.errors import DataError, MissingExtra, nearest
 _ROWS_AT_ONCE = 64
 _ROWS_WITHOUT_COLUMN = 1000
 _SHOWN_COLUMNS = 1000
+_ARROW_FILE = b"ARROW1"
+"""How an Arrow file begins; a stream begins otherwise."""
 
 
 def table_rows(reader: ColumnRows) -> Iterator[Row]:
@@ -26,10 +28,8 @@ def table_rows(reader: ColumnRows) -> Iterator[Row]:
     match reader.file.format:
         case "jsonl":
             return _json_lines(reader)
-        case "csv":
-            return _csv(reader, ",")
-        case "tsv":
-            return _csv(reader, "\t")
+        case "csv" | "tsv":
+            return _csv(reader)
         case "parquet":
             return _parquet(reader)
         case _:
@@ -92,21 +92,17 @@ def json_object(reader: FileRows, raw: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _csv(reader: ColumnRows, delimiter: str) -> Iterator[Row]:
+def _csv(reader: ColumnRows) -> Iterator[Row]:
     with reader.open() as stream:
-        rows = CsvRows(reader, stream, delimiter)
+        rows = CsvRows(reader, stream, delimiter_of(reader, stream))
         header = next(rows, None)
         if header is None:
             return
         if reader.column not in header:
             raise _no_column(reader, header)
-        width, index = len(header), header.index(reader.column)
+        rows.width, index = len(header), header.index(reader.column)
         for row in rows:
-            if len(row) != width:
-                reader.bad(
-                    "wrong_columns", f"{len(row)} columns, the header has {width}", delimiter.join(row)[:2000]
-                )
-            elif any("\udc80" <= c <= "\udcff" for c in row[index]):
+            if any("\udc80" <= c <= "\udcff" for c in row[index]):
                 reader.bad(
                     "invalid_utf8", "the text is not UTF-8", row[index].encode("utf-8", "surrogateescape")
                 )
@@ -155,10 +151,10 @@ def _arrow(reader: ColumnRows) -> Iterator[Row]:
     except ImportError:
         raise MissingExtra("pyarrow", extra="data", purpose="read a saved dataset") from None
     try:
-        with pa.memory_map(str(reader.file.path)) as file, pa.ipc.open_stream(file) as table:
-            if reader.column not in table.schema.names:
-                raise _no_column(reader, table.schema.names)
-            for batch in table:
+        with arrow_batches(reader.file.path) as (schema, batches):
+            if reader.column not in schema.names:
+                raise _no_column(reader, schema.names)
+            for batch in batches:
                 batch.validate()
                 column = batch.column(reader.column)
                 for start in range(0, len(column), _ROWS_AT_ONCE):
@@ -166,6 +162,21 @@ def _arrow(reader: ColumnRows) -> Iterator[Row]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptStream(f"not a whole Arrow file ({str(error)[:200]})") from None
     reader.seen(reader.file.path.stat().st_size)
+
+
+@contextlib.contextmanager
+def arrow_batches(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Give schema and batches of an Arrow file, or of an Arrow stream as `datasets` saves it."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as file:
+        is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+        file.seek(0)
+        with pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file) as table:
+            if is_file:
+                yield table.schema, map(table.get_batch, range(table.num_record_batches))
+            else:
+                yield table.schema, iter(table)
 
 
 def _as_bytes(column: Any) -> Any:
