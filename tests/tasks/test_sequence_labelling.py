@@ -11,7 +11,8 @@ import pytest
 import torch
 from seqeval.metrics import f1_score
 
-from luban.data.row_sets import BadValue, PreparedRows
+from luban.data.row_sets import BadValue, Fitted, PreparedRows
+from luban.data.tokenizer import train_tokenizer
 from luban.errors import DataError
 from luban.models.tagger import Tagger
 from luban.tasks.sequence_labelling import UNKNOWN, SequenceLabelling
@@ -200,7 +201,7 @@ def test_an_answer_tells_tags_probabilities_and_spans(run: Path) -> None:
     assert all(0.0 < p <= 1.0 for p in answer["probabilities"])
 
 
-def test_a_text_a_list_and_an_object_are_read_alike_and_chinese_by_characters(run: Path) -> None:
+def test_a_text_a_list_and_an_object_are_read_alike(run: Path) -> None:
     asked = [
         "Ann left Paris",
         ["Ann", "left", "Paris"],
@@ -209,8 +210,28 @@ def test_a_text_a_list_and_an_object_are_read_alike_and_chinese_by_characters(ru
     ]
     first, *others = load(run).predict(asked)
     assert all(other == first for other in others)
-    (answer,) = load(run).predict(["小明在北京"])
-    assert len(answer["tags"]) == 5
+
+
+def test_a_text_is_cut_as_training_tokens_were_and_for_a_bert_by_a_guess(prepare: Prepare) -> None:
+    words = prepare(sentences(40)).fitted
+    letters = prepare(
+        [{"tokens": [*"我在北京", chr(0x4E00 + n)], "tags": [*"OOOO", "B-X"]} for n in range(40)]
+    ).fitted
+    tokenizer = train_tokenizer("char", iter(["a"]), vocab_size=300, byte_fallback=True)
+    pieces = Fitted({**words.state, "words": [], "letters": [], "single": True}, {"": tokenizer})
+    settings = SequenceLabelling.recipe.model_validate(recipe("x"))
+
+    def cut(fitted: Fitted, text: str) -> list[str]:
+        return list(SequenceLabelling(settings, fitted).parse(text)["tokens"])
+
+    mixed = " 我在2024年 去了北京\n"
+    assert cut(letters, mixed) == [*"我在2024年去了北京"]
+    assert cut(letters, "Ann") == [*"Ann"]
+    assert cut(words, mixed) == ["我在2024年", "去了北京"]
+    assert cut(words, "Zürich") == ["Zürich"]
+    assert cut(pieces, "我在北京") == [*"我在北京"]
+    assert cut(pieces, "Ann in Zürich") == ["Ann", "in", "Zürich"]
+    assert all(cut(fitted, " ") == [] for fitted in (words, letters, pieces))
 
 
 def test_bad_rows_are_answered_in_their_place(run: Path, tmp_path: Path) -> None:

@@ -101,13 +101,20 @@ class SequenceLabelling(bert.StartsFromBert):
         return {**self.beside(values), "tokens": tokens, "tags": [str(tag) for tag in tags]}
 
     def parse(self, raw: Any) -> Mapping[str, Any]:
-        """Take a text as a row: cut at white space; one without any, as Chinese has none, into characters."""
+        """Take a text as a row: cut at white space, and where training tokens were characters, into these."""
         if isinstance(raw, str):
-            parts = raw.split()
-            return {"tokens": list(raw.strip()) if len(parts) == 1 and not raw.isascii() else parts}
+            words = raw.split()
+            return {"tokens": list("".join(words)) if self._in_characters(words) else words}
         if isinstance(raw, list):
             return {"tokens": raw}
         return super().parse(raw)
+
+    def _in_characters(self, words: Sequence[str]) -> bool:
+        """Tell whether a text is to be cut into characters."""
+        if self._fitted is not None and not self.fitted.tokenizers:
+            return bool(self.fitted.state["single"])
+        # A BERT has learned no words, so this is a guess: Chinese has no white space.
+        return len(words) == 1 and not words[0].isascii()
 
     def _word(self, token: str) -> str:
         return token.lower() if self.settings.data.lowercase else token
