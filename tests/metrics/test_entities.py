@@ -13,7 +13,8 @@ from seqeval.scheme import IOB2, IOBES
 from seqeval.scheme import Entities as StrictEntities
 
 from luban.errors import DataError, InputError
-from luban.metrics.entities import Entities, Scheme, spans
+from luban.metrics.entities import Entities, spans
+from luban.metrics.tag_schemes import Scheme
 
 LETTERS = {"IOB2": "BI", "BIOES": "BIES", "BMES": "BMES"}
 STRICT = {"IOB2": IOB2, "BIOES": IOBES, "BMES": IOBES}

@@ -303,6 +303,23 @@ def test_tags_without_spans_are_measured_token_by_token(tmp_path: Path) -> None:
     assert "entities" not in load(tmp_path / "run").predict(["the cat"])[0]
 
 
+def test_tags_with_an_underscore_are_measured_as_spans_and_a_stray_tag_makes_them_classes(
+    prepare: Prepare,
+) -> None:
+    joined = ["B_PER", "M_PER", "E_PER", "S_PER", "O"]
+    stray = ["B-PER", "I-PER", "O", "B-PER", "X"]
+    for tags, scheme, figure in ((joined, "BMES", "entity_f1"), (stray, "none", "token_accuracy")):
+        data = prepare([{"tokens": [*"abcd", str(n)], "tags": tags} for n in range(40)])
+        task = SequenceLabelling(SequenceLabelling.recipe.model_validate(recipe("x")), data.fitted)
+        right = [[(data.fitted.state["tags"].index(tag), 1.0) for tag in tags]]
+        scores = task.scores(right, data.train, np.arange(1))
+        assert data.fitted.state["scheme"] == scheme
+        assert task.primary == figure and scores.figures()[figure] == 1.0
+        told = [note["detail"] for note in data.report["notes"]]
+        detail = "IOB2 has no such tags, so all are measured token by token and not as spans: X"
+        assert told == ([detail] if scheme == "none" else [])
+
+
 @pytest.mark.parametrize(
     "objective",
     [

@@ -13,6 +13,7 @@ from luban.evaluation import formats
 from luban.evaluation.charts import amount_bar
 from luban.evaluation.heat import attention, looked_at
 from luban.evaluation.records import JsonObject, mapping, objects, real, words
+from luban.metrics.tag_schemes import split_tag
 
 MAX_ERRORS = 24
 MAX_PARTS = 6
@@ -158,7 +159,8 @@ def _words_of(value: object) -> list[str]:
 
 def _tag(tag: str, colours: dict[str, str]) -> dict[str, str]:
     """Return a tag with the colour of its type: the same for `B-PER` and `I-PER`, `none` for `O`."""
-    kind = tag[2:] if tag[1:2] in ("-", "_") else tag
+    part, kind = split_tag(tag)
+    kind = kind or part
     if kind in ("O", ""):
         return {"tag": tag, "colour": "none"}
     return {"tag": tag, "colour": colours.setdefault(kind, f"c-run-{len(colours) % COLOURS}")}

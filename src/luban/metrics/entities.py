@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +12,11 @@ from luban.errors import DataError, InputError
 from luban.metrics.class_counts import scores_of
 from luban.metrics.resampling import Drawn, Floats, Integers, RowMetric
 from luban.metrics.row_scores import OF
+from luban.metrics.tag_schemes import PARTS, Scheme, split_tag
 
-Scheme = Literal["IOB2", "BIOES", "BMES"]
 Span = tuple[str, int, int]
 """Type, first token, and one past the last token."""
 
-_LETTERS = {"IOB2": "BIO", "BIOES": "BIOES", "BMES": "BMESO"}
 _Row = tuple[tuple[tuple[str, int, int, int], ...], tuple[int, int, int], int, int]
 """Per type (type, hits, found, wanted); the same of all types, strictly; tokens tagged rightly; tokens."""
 
@@ -30,7 +29,7 @@ def spans(tags: Sequence[str], scheme: Scheme = "IOB2", *, strict: bool = False)
     begin and end as the scheme wants: in B or S, and, where the scheme has them, in E or S.
 
     Arguments:
-        tags: `B-PER`, `I-PER`, `O`, ...; without a type (`B`, `M`, `E`, `S`) the type is `_`.
+        tags: `B-PER` or `B_PER`, `I-PER`, `O`, ...; without a type (`B`, `M`, `E`, `S`) the type is `_`.
         scheme: IOB2 (B, I, O), BIOES (also E for the last of several tokens and S for a single one), or BMES (the same
             with M for I, as is usual for Chinese words).
 
@@ -49,16 +48,17 @@ def spans(tags: Sequence[str], scheme: Scheme = "IOB2", *, strict: bool = False)
 
 def _read(tags: Sequence[str], scheme: Scheme) -> Iterator[tuple[Span, bool]]:
     """Yield each entity, and whether it begins and ends as the scheme wants."""
-    if scheme not in _LETTERS:
-        raise InputError(f"tags are read as {', '.join(_LETTERS)}", received=scheme)
-    closed = scheme != "IOB2"
+    if scheme not in PARTS:
+        raise InputError(f"tags are read as {', '.join(PARTS)}", received=scheme)
+    closed, letters = scheme != "IOB2", {*PARTS[scheme], "O"}
     begin, first, before, of = 0, "O", "O", "_"
     for at, tag in enumerate([*tags, "O"]):
-        letter, dash, kind = tag[:1], tag[1:2], tag[2:] or "_"
-        if letter not in [*_LETTERS[scheme]] or dash not in ("", "-") or (letter == "O" and dash):
+        letter, kind = split_tag(tag)
+        kind = kind or "_"
+        if letter not in letters:
             raise DataError(
                 f"not a tag of {scheme}", received=tag, where=f"token {at}",
-                fix=f"tags are O, or one of {', '.join(_LETTERS[scheme].replace('O', ''))} with a type: B-PER",
+                fix=f"tags are O, or one of {', '.join(PARTS[scheme])} with a type: B-PER",
             )  # fmt: skip
         letter = "I" if letter == "M" else letter
         if before in "BI" and letter in "IE" and kind == of:
@@ -89,8 +89,8 @@ class Entities(RowMetric):
     """
 
     def __init__(self, scheme: Scheme = "IOB2") -> None:
-        if scheme not in _LETTERS:
-            raise InputError(f"tags are read as {', '.join(_LETTERS)}", received=scheme)
+        if scheme not in PARTS:
+            raise InputError(f"tags are read as {', '.join(PARTS)}", received=scheme)
         self.scheme: Scheme = scheme
         self._rows: list[_Row] = []
         self._order: Integers | None = None

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from luban.data.row_sets import Row
-from luban.data.tag_schemes import forbidden, scheme_of
 from luban.errors import DataError
+from luban.metrics.tag_schemes import forbidden, likely_scheme, misfits, scheme_of
 from luban.tasks.rows import Array
 
 MOST_TAGS = 1000
@@ -74,10 +74,16 @@ def learn_tags(rows: Callable[[], Iterator[Row]]) -> tuple[dict[str, Any], list[
         "scheme": scheme,
         "forbidden": [matrix.astype(int).tolist() for matrix in (between, first, last)],
     }
-    detail = (
-        f"{broken:,} training sentences have tags that break {scheme}; answers may have what stands there"
-    )
-    return state, [{"kind": "scheme", "detail": detail}] if broken else []
+    if broken:
+        detail = (
+            f"{broken:,} training sentences have tags that break {scheme}; answers may have what stands there"
+        )
+    elif scheme == "none" and (likely := likely_scheme(tags)):
+        shown = ", ".join(misfits(tags, likely)[:10])
+        detail = f"{likely} has no such tags, so all are measured token by token and not as spans: {shown}"
+    else:
+        return state, []
+    return state, [{"kind": "scheme", "detail": detail}]
 
 
 def _permit_what_stands(
