@@ -178,8 +178,9 @@ def _stream(folder: str, prompt: str, settings: Mapping[str, Any]) -> bool:
     model = load(folder)
     if not hasattr(model, "stream"):
         return False
+    pieces = model.stream(prompt, **settings)
     click.echo(prompt, nl=False)
-    for piece in model.stream(prompt, **settings):
+    for piece in pieces:
         click.echo(piece, nl=False)
         sys.stdout.flush()
     click.echo()

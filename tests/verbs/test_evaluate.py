@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import luban
+from luban.cli import luban as command
 from luban.errors import InputError
 from luban.verbs.predict import predict
 
@@ -135,6 +137,24 @@ def test_streamed_text_is_the_text(finished: Path) -> None:
     )
     stop = whole[3:5]
     assert stop and model.generate("the king", **how, stop=[stop]) == whole[: whole.index(stop)]
+
+
+def test_an_unknown_setting_is_refused_whichever_way_the_text_comes(finished: Path) -> None:
+    model = luban.load(finished)
+    ways = (
+        lambda: model.generate("the king", beam=4),
+        lambda: model.stream("the king", beam=4),
+        lambda: model.predict([7], beam=4),  # with no prompt among the rows, too
+    )
+    for way in ways:
+        with pytest.raises(InputError, match="a language model has no such setting") as caught:
+            way()
+        assert caught.value.received == ["beam"] and "max_tokens" in str(caught.value.fix)
+    how = {"max_tokens": 3, "temperature": 0.0}
+    assert "".join(model.stream("the king", **how, beam=None, seed=None)) == model.generate("the king", **how)
+    result = CliRunner().invoke(command, ["predict", str(finished), "the king", "--beam", "4"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: a language model has no such setting")
 
 
 def test_tensorboard_gets_the_figures(small: dict[str, dict[str, object]], tmp_path: Path) -> None:

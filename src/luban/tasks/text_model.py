@@ -24,6 +24,8 @@ from luban.tasks.text_generation import generate_text, stream_text
 
 DEFAULTS = {"max_tokens": 200, "temperature": 0.8}
 """Of `generate`, `stream` and `predict`, and so of the command line."""
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_SETTINGS = ("max_tokens", *_SAMPLING, "stop", "seed", "batch")
 USAGE = Usage(
     unit="tokens",
     continues_text=True,
@@ -71,18 +73,20 @@ class TextModel:
             prompt: the text to continue.
             settings: those of `luban.tasks.text_generation.generate_text`: max_tokens, temperature (0 is greedy),
                 top_k, top_p, min_p, repetition_penalty, stop, seed.
+
+        Raises:
+            InputError: for a setting it does not know.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        texts = generate_text(self.module, self.tokenizer, prompts, **{**DEFAULTS, **settings})
+        texts = generate_text(self.module, self.tokenizer, prompts, **_asked(settings))
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(self, prompt: str, **settings: Any) -> Iterator[str]:
         """Continue one prompt, giving the text piece by piece as it is made."""
-        asked = {**DEFAULTS, **settings}
-        tokens, stop, seed = asked.pop("max_tokens"), asked.pop("stop", ()), asked.pop("seed", 0)
-        pieces = stream_text(
-            self.module, self.tokenizer, [prompt], tokens, Sampling(**asked), stop=stop, seed=seed
-        )
+        asked = _asked(settings)
+        tokens = asked.pop("max_tokens")
+        sampling = Sampling(**{name: asked.pop(name) for name in _SAMPLING if name in asked})
+        pieces = stream_text(self.module, self.tokenizer, [prompt], tokens, sampling, **asked)
         return (piece for _, piece in pieces)
 
     def predict(self, rows: Sequence[str | Mapping[str, Any]], **settings: Any) -> list[dict[str, Any]]:
@@ -91,14 +95,24 @@ class TextModel:
         Returns:
             for each row, in order, `{"prompt", "text"}`, or `{"row", "error"}` for a row that is none.
         """
+        asked = _asked(settings)
         prompts, answers = [], []
         for index, row in enumerate(rows):
             prompt = row.get("prompt", row.get("text")) if isinstance(row, Mapping) else row
             answers.append({"prompt": prompt} if _is_text(prompt) else _refusal(index, row))
             if _is_text(prompt):
                 prompts.append(prompt)
-        texts = iter(self.generate(prompts, **settings) if prompts else [])
+        texts = iter(self.generate(prompts, **asked) if prompts else [])
         return [answer if "error" in answer else {**answer, "text": next(texts)} for answer in answers]
+
+
+def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how to write, with the defaults of what is left open."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if unknown := sorted(given.keys() - set(_SETTINGS)):
+        fix = f"settings: {', '.join(_SETTINGS)}"
+        raise InputError("a language model has no such setting", received=unknown, fix=fix)
+    return {**DEFAULTS, **given}
 
 
 def _is_text(value: object) -> TypeGuard[str]:
