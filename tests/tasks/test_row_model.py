@@ -1,5 +1,6 @@
 """A finished model: what comes from files, what goes wrong with a folder of it, what it measures."""
 
+import io
 import json
 import random
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from luban.data.row_files import Layout
 from luban.durable import DISK
 from luban.errors import CheckpointError, DataError, InputError, LubanError
 from luban.model_folder import LUBAN
+from luban.tasks.asked_lines import lines_of_file, lines_of_open
 from luban.tasks.base import Broken
 from luban.tasks.row_learner import RowLearner
 from luban.tasks.row_model import RowModel, load_row_model, measure_rows, rows_of_file
@@ -130,6 +132,29 @@ def test_a_table_of_rows_to_answer_may_lack_what_is_asked(
 ) -> None:
     (tmp_path / "a.csv").write_text("source\na\n")
     assert list(rows_of_file(layout, tmp_path / "a.csv")) == [kept]
+
+
+def test_lines_of_an_open_file_are_those_of_the_file(tmp_path: Path) -> None:
+    content = b"one\r\n\n\xff\nz\0\n two \nhalf \xed\xa0\x80"
+    (tmp_path / "a.txt").write_bytes(content)
+    rows = list(lines_of_file(tmp_path / "a.txt"))
+    assert [row for row in rows if isinstance(row, str)] == ["one", " two "]
+    told = [str(row.why).replace("a.txt:", "-:") for row in rows if isinstance(row, Broken)]
+    assert [line.split()[0] for line in told] == ["-:3:", "-:4:", "-:6:"]
+    text = content.decode("utf-8", "surrogateescape")
+    for file in (io.BytesIO(content), io.StringIO(text, newline="")):
+        found = list(lines_of_open(file, str))
+        assert [row for row in found if isinstance(row, str)] == ["one", " two "]
+        assert [row.why.split()[0] for row in found if isinstance(row, Broken)] == ["-:3:", "-:4:", "-:6:"]
+    assert [row.why for row in lines_of_open(io.BytesIO(content), str) if isinstance(row, Broken)] == told
+
+
+def test_a_line_of_an_open_file_that_is_too_long_is_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luban.tasks.asked_lines.MAX_ROW_BYTES", 10)
+    for file in (io.BytesIO(b"one\n" + b"x" * 50 + b"\ntwo\n"), io.StringIO("one\n" + "x" * 50 + "\ntwo\n")):
+        assert list(lines_of_open(file, str)) == [
+            "one", Broken("-:2: the line is longer than 10 bytes"), "two",
+        ]  # fmt: skip
 
 
 def test_a_long_file_is_read_as_it_is_asked_for(tmp_path: Path) -> None:

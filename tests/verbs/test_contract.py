@@ -137,7 +137,7 @@ def test_rows_come_from_arguments_files_and_standard_input_alike(
     answers = called("predict", run, "--input", "-", given=given)
     assert [answer.get("error") for answer in answers] == [
         None,
-        "byte 1 of line 2 is not UTF-8 (0xff)",
+        "-:2: byte 1 of the row is not UTF-8 (0xff)",
         None,
         "not JSON",
         None,

@@ -1,9 +1,13 @@
 """Measuring and continuing text with finished models, ours and others'."""
 
+import gzip
 import io
 import json
 import math
+import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +130,29 @@ def test_prompts_come_from_everywhere_and_bad_rows_are_named(finished: Path, tmp
     lines = io.StringIO("the king\n\na small\n")
     again = list(predict(finished, source=lines, max_tokens=4, temperature=0))
     assert [answer["text"] for answer in again] == [answers[1]["text"], answers[2]["text"]]
+
+
+@pytest.mark.parametrize("how", ["file", "packed", "open", "pipe"])
+def test_a_prompt_that_is_no_utf_8_is_named_and_the_others_are_answered(
+    finished: Path, tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "prompts.txt"
+    content = b"the king\r\ncaf\xe9 of the king\n\na small\n"
+    path.write_bytes(content)
+    source: Any = path
+    if how == "packed":
+        source = tmp_path / "prompts.txt.gz"
+        source.write_bytes(gzip.compress(content))
+    elif how == "open":
+        source = io.BytesIO(content)
+    elif how == "pipe":
+        source = tmp_path / "pipe"
+        os.mkfifo(source)
+        threading.Thread(target=source.write_bytes, args=(content,), daemon=True).start()
+    answers = list(predict(finished, source=source, max_tokens=4, temperature=0))
+    assert [answer.get("prompt") for answer in answers] == ["the king", None, "a small"]
+    name = source.name if how in ("file", "packed") else "-"
+    assert answers[1] == {"row": 1, "error": f"{name}:2: byte 4 of the row is not UTF-8 (0xe9)"}
 
 
 def test_streamed_text_is_the_text(finished: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from luban.data.bad_rows import BadKind, BadRows, MendedKind, Place
 from luban.data.sources import SourceFile, open_bytes
@@ -12,6 +13,13 @@ from luban.data.sources import SourceFile, open_bytes
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SKIP_BYTES = 1 << 20
 _SHOWN_BYTES = 2000
+
+
+class Lines(Protocol):
+    """What gives bytes line by line."""
+
+    def readline(self, size: int, /) -> bytes:
+        """Return the next line, or the first `size` bytes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,7 @@ class FileRows:
         self.line = 0
         return stream
 
-    def lines(self, stream: io.BufferedReader) -> Iterator[bytes]:
+    def lines(self, stream: Lines) -> Iterator[bytes]:
         """Yield the lines, line ends and all; one longer than the limit is bad and never held whole."""
         while raw := stream.readline(self.limit + 2):
             self.line += 1

@@ -13,26 +13,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from luban.data.bad_rows import BadKind, BadRows, Place
+from luban.data.bad_rows import BadRows, Place
 from luban.data.row_files import Layout, read_raw_rows, with_columns
 from luban.data.row_sets import BESIDE, BadValue, Fitted, PreparedRows, Row, kept_row
 from luban.data.row_sources import TABLES, suffix_of
 from luban.data.row_store import RowSet, RowWriter
-from luban.data.rows import FileRows
-from luban.data.sources import CorruptStream, find_files
 from luban.durable import member
 from luban.errors import CheckpointError, InputError
 from luban.exporting.onnx_module import OnnxModule
 from luban.model_folder import GRAPH
 from luban.recipe_reader import read_recipe
 from luban.task_folder import TaskFolder, fill, read_task_folder, write_beside
+from luban.tasks.asked_lines import MAX_ROW_BYTES, InOrder, lines_of_file
 from luban.tasks.base import Broken, Evaluation, Graph
 from luban.tasks.row_measuring import answered, measured
 
 if TYPE_CHECKING:
     from luban.tasks.rows import RowTask
 
-MAX_ROW_BYTES = 100_000_000
 # Files that are read column by column where rows are to be answered: these layouts ask for what is asked of the model.
 _TABLES: dict[Layout, tuple[str, ...]] = {
     "pairs": (".csv", ".tsv", ".parquet", ".arrow"),
@@ -220,18 +218,6 @@ def _roles(kind: RowTask, columns: Sequence[str]) -> Mapping[str, Any]:
     return learned if known and known <= set(columns) else kind.roles(columns)
 
 
-class _InOrder(BadRows):
-    """Keeps each bad row until the reader of good ones comes by, so that answers stay in order."""
-
-    def __init__(self) -> None:
-        super().__init__("skip")
-        self.waiting: list[Broken] = []
-
-    def add(self, kind: BadKind, place: Place, detail: str, raw: str | bytes | None = None) -> None:
-        super().add(kind, place, detail, raw)
-        self.waiting.append(Broken(f"{place.file}:{place.line}: {detail}"))
-
-
 def rows_of_file(layout: Layout, path: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
     """Yield the rows of a file or folder as values by column; a `Broken` in the place of a bad one.
 
@@ -241,48 +227,19 @@ def rows_of_file(layout: Layout, path: Path, columns: Sequence[str] | None = Non
     Arguments:
         columns: those that the recipe names, in the layout's order.
     """
-    bad = _InOrder()
+    bad = InOrder()
     sources = layout == "pairs" and suffix_of(path) not in (*TABLES, ".txt")
     if path.is_file() and (sources or suffix_of(path) in (".txt", ".jsonl")):
-        yield from _lines(path, bad)
+        yield from lines_of_file(path)
         return
     layout = "table" if suffix_of(path) in _TABLES.get(layout, ()) else layout
     found = read_raw_rows(
         [str(path)], layout, columns=columns, max_row_bytes=MAX_ROW_BYTES, bad=bad, answering=True
     )
     for raw in found:
-        yield from bad.waiting
-        bad.waiting.clear()
+        yield from bad.passed()
         yield raw.values
-    yield from bad.waiting
-
-
-def _lines(path: Path, bad: _InOrder) -> Iterator[Any]:
-    reader = FileRows(find_files(str(path))[0], MAX_ROW_BYTES, bad, lambda _: None)
-    try:
-        with reader.open() as stream:
-            for line in reader.lines(stream):
-                row = _row_of_line(reader, line)
-                yield from bad.waiting
-                bad.waiting.clear()
-                yield from row
-    except CorruptStream as error:
-        reader.bad("corrupt_file", str(error), line=reader.line + 1)
-    yield from bad.waiting
-
-
-def _row_of_line(reader: FileRows, line: bytes) -> list[Any]:
-    """Return the row that a line is; none where it is blank or bad."""
-    text = reader.decoded(line)
-    if text is None or not text.strip():
-        return []
-    if reader.file.format != "jsonl":
-        return [text.rstrip("\n")]
-    try:
-        return [json.loads(text)]
-    except (ValueError, RecursionError):
-        reader.bad("broken_json", "not JSON", line)
-        return []
+    yield from bad.passed()
 
 
 class GraphModule(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -18,7 +17,8 @@ from luban.model_folder import CONFIG, FORMAT, GRAPH, LUBAN, load_model
 from luban.models.generation import LanguageModel, Rereading
 from luban.models.layouts import read_config, write_config
 from luban.models.sampling import Sampling
-from luban.tasks.base import Broken, Graph, Usage
+from luban.tasks.asked_lines import lines_of_file
+from luban.tasks.base import Graph, Usage
 from luban.tasks.text_evaluation import LanguageModule
 from luban.tasks.text_generation import generate_text, stream_text
 
@@ -206,14 +206,4 @@ def prompts_of(path: Path) -> Iterator[Any]:
             received=str(path),
             fix="name a file of the folder",
         )
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            if path.suffix != ".jsonl":
-                yield line.rstrip("\n")
-                continue
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):
-                yield Broken(f"line {number} of {path.name} is not JSON")
+    yield from lines_of_file(path)

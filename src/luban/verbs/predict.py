@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from luban.errors import InputError
+from luban.tasks.asked_lines import lines_of_open
 from luban.tasks.base import Broken
 from luban.verbs.load import load
-
-MAX_LINE = 100_000_000
-"""Bytes, or characters, of a line that is read from an open file."""
 
 
 def predict(
@@ -56,31 +54,13 @@ def _chained(
     if source is None:
         return
     if not isinstance(source, str | Path):
-        for line in _lines_of(source):
-            yield line if isinstance(line, Broken) else model.row_of_line(line)
+        yield from lines_of_open(source, model.row_of_line)
         return
     path = Path(source)
     if not path.exists():
         raise InputError("no such file of rows", received=str(path))
-    yield from model.read(path)
-
-
-def _lines_of(file: IO[str] | IO[bytes]) -> Iterator[str | Broken]:
-    """Yield the lines of an open file that hold something; a `Broken` in the place of one that is no text."""
-    number = 0
-    while line := file.readline(MAX_LINE + 1):
-        number += 1
-        if len(line) > MAX_LINE:
-            while line and line[-1:] not in (b"\n", "\n"):
-                line = file.readline(MAX_LINE)
-            yield Broken(f"line {number} is longer than {MAX_LINE:,} bytes")
-            continue
-        try:
-            text = line.decode("utf-8") if isinstance(line, bytes) else line
-        except UnicodeDecodeError as error:
-            yield Broken(
-                f"byte {error.start + 1} of line {number} is not UTF-8 (0x{error.object[error.start]:02x})"
-            )
-            continue
-        if text.strip():
-            yield text.rstrip("\r\n")
+    if path.is_file() or path.is_dir():
+        yield from model.read(path)
+        return
+    with path.open("rb") as pipe:  # nothing of it can be read twice
+        yield from lines_of_open(pipe, model.row_of_line)
