@@ -82,7 +82,7 @@ def train(
 @click.option(
     "--bootstrap",
     type=click.IntRange(min=0),
-    help="Resamples of the intervals.  [default: 1000]",
+    help="Resamples of the intervals.  [default: what the run's recipe says, else 1000]",
 )
 @verb
 def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) -> None:

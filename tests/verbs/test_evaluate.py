@@ -65,6 +65,16 @@ def test_a_run_is_measured_again_as_training_measured_it(finished: Path) -> None
     assert again.counts == told["counts"]
 
 
+def test_intervals_are_of_as_many_resamples_as_the_recipe_says(finished: Path, tmp_path: Path) -> None:
+    """The fixture's recipe says 50; a model folder has none."""
+    path = tmp_path / "held-out.jsonl"
+    path.write_text("".join(json.dumps({"text": "the king of " + "wood " * n}) + "\n" for n in range(1, 20)))
+    fifty, thousand = (luban.evaluate(finished, str(path), bootstrap=n).intervals for n in (50, 1000))
+    assert fifty != thousand
+    assert luban.evaluate(finished, str(path)).intervals == fifty
+    assert luban.evaluate(finished / "model", str(path)).intervals == thousand
+
+
 def test_more_context_is_measured_with_a_stride(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "one.txt"
     path.write_text(

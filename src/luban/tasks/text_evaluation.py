@@ -157,7 +157,8 @@ def measure_text(
         source: files, folders or globs; or the data of a run, whose held-out text is measured.
         recipe: of the run the model came from; None where there is none.
         options: `text` (the column of the text in tables), `document` (what a document of plain text is),
-            `length` (context in tokens), `stride` (how far it moves), `bootstrap` (resamples).
+            `length` (context in tokens), `stride` (how far it moves), `bootstrap` (resamples; the
+            recipe's if left out).
 
     Raises:
         InputError: an option is unknown or cannot be, or there is no text.
@@ -168,10 +169,9 @@ def measure_text(
             "a language model has no such option", received=unknown, fix=f"options: {', '.join(_OPTIONS)}"
         )
     length, stride = _context(model, recipe, given.get("length"), given.get("stride"))
+    asked_for = recipe.evaluate if recipe else TextEvaluation()
     settings = TextEvaluation(
-        primary=recipe.evaluate.primary if recipe else "bits_per_byte",
-        bootstrap=given.get("bootstrap", 1000),
-        stride=stride,
+        primary=asked_for.primary, bootstrap=given.get("bootstrap", asked_for.bootstrap), stride=stride
     )
     with tempfile.TemporaryDirectory(prefix="luban-evaluate-") as scratch:
         if isinstance(source, Prepared):
