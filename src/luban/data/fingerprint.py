@@ -15,7 +15,7 @@ from luban.errors import CheckpointError, DataError, InputError
 from luban.recipe import TextData
 
 FINGERPRINT = "fingerprint.json"
-STEPS_VERSION = 1
+STEPS_VERSION = 2
 """To be raised whenever the same files and settings would be prepared to other bytes."""
 
 _NO_MATTER = {"source", "validation", "tokenizer", "length", "attention", "workers"}
