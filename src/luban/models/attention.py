@@ -79,10 +79,15 @@ def mix(
         as `attend`.
     """
     grouped = queries.shape[1] != keys.shape[1]
-    if queries.device.type == "cpu" and queries.requires_grad:
+    if by_products(queries):
         if grouped:
             keys, values = (x.repeat_interleave(queries.shape[1] // x.shape[1], 1) for x in (keys, values))
         return attention_by_products(queries, keys, values, mask, causal=causal)
     return F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped
     )
+
+
+def by_products(queries: Tensor) -> bool:
+    """Whether attention is written out as products here: training on a CPU. All else has torch's fused kernel."""
+    return queries.device.type == "cpu" and queries.requires_grad
