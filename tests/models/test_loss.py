@@ -138,3 +138,31 @@ def test_only_what_needs_a_gradient_gets_one(monkeypatch: pytest.MonkeyPatch) ->
         quiet, _ = cross_entropy_sum(hidden, weight, targets)
     assert not quiet.requires_grad
     torch.testing.assert_close(quiet, frozen.detach())
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a tensor's value is asked for: on a GPU each time waits for all work before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_who_knows_how_many_targets_count_waits_for_none(
+    plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "_PLAIN_BYTES", 1 << 40 if plain else 0)
+    hidden, weight, _, targets = problem(12, 4, 9, 0.0, 0, torch.float32)
+    with Reads() as reads:
+        known, _ = cross_entropy_sum(hidden, weight, targets, count=12)
+        known.backward()
+    assert reads.count == 0
+    targets[3] = -100
+    unknown, _ = cross_entropy_sum(hidden, weight, targets)
+    known, _ = cross_entropy_sum(hidden, weight, targets, count=11)
+    assert torch.equal(known, unknown)

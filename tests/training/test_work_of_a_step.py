@@ -101,6 +101,25 @@ def test_no_step_walks_the_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(walks) > many, "a walk would have been noticed"
 
 
+def test_losses_are_read_once_all_of_a_step_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU waits for its next work whenever a number is read from it."""
+    learner, order = Learner(recipe(batch=8, micro_batch=2)), list[str]()
+    own = Gradients(learner, Alone(), seed=0, forward=contextlib.nullcontext)
+    backward = torch.Tensor.backward
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                order.append("read")
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: (order.append("backward"), backward(loss))[1])
+    with Reads():
+        own.add(0, own.batches(0, None))
+        own.combine()
+    assert order == ["backward"] * 4 + ["read"] * (4 + 1)
+
+
 @pytest.mark.parametrize("layers", [1, 12])
 def test_the_norm_is_torchs_whatever_the_depth(layers: int) -> None:
     torch.manual_seed(0)

@@ -28,6 +28,7 @@ def cross_entropy_sum(
     *,
     chunk_tokens: int | None = None,
     bias: Tensor | None = None,
+    count: int | None = None,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed negative log-likelihood of `targets`, in nats, and how many targets count.
@@ -41,6 +42,7 @@ def cross_entropy_sum(
         targets: (...) int64; -100 is ignored, and costs nothing.
         chunk_tokens: how many tokens' logits are held at once; None: 512, or as many as take 128 MB.
         bias: (vocab_size,).
+        count: how many targets count, where the caller knows: to find out on a GPU is to wait for all it was asked.
         label_smoothing: share of each target spread evenly over the vocabulary (C. Szegedy et al., "Rethinking the
             Inception architecture", 2016).
 
@@ -54,18 +56,18 @@ def cross_entropy_sum(
     """
     states, flat = hidden.flatten(0, -2), targets.flatten()  # (tokens, width), (tokens,)
     counted = flat != IGNORED
-    count = counted.sum()
+    found = counted.sum()
     if flat.numel() * weight.shape[0] * 4 <= _PLAIN_BYTES:
         logits = F.linear(states, weight, bias)
         loss = F.cross_entropy(
             _wide(logits), flat, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
         )
-        return loss, count
-    if int(count) < flat.numel():
+        return loss, found
+    if (int(found) if count is None else count) < flat.numel():
         kept = counted.nonzero().squeeze(1)
         states, flat = states[kept], flat[kept]
     apply: Callable[..., Tensor] = _ChunkedCrossEntropy.apply
-    return apply(states, weight, bias, flat, chunk_tokens or _chunk_tokens(weight), label_smoothing), count
+    return apply(states, weight, bias, flat, chunk_tokens or _chunk_tokens(weight), label_smoothing), found
 
 
 def _chunk_tokens(weight: Tensor) -> int:

@@ -255,10 +255,14 @@ class LanguageModel:
     def loss(self, batch: TextBatch) -> Tensor:
         """Return the negative log-likelihood in nats, summed over the target tokens."""
         hidden = self.model.hidden(batch.inputs, positions=batch.positions, segments=batch.segments)
-        smoothing = self.settings.objective.label_smoothing
-        return cross_entropy_sum(hidden, self.model.output_weight, batch.targets, label_smoothing=smoothing)[
-            0
-        ]
+        loss, _ = cross_entropy_sum(
+            hidden,
+            self.model.output_weight,
+            batch.targets,
+            count=batch.count,
+            label_smoothing=self.settings.objective.label_smoothing,
+        )
+        return loss
 
     def flops(self, batch: TextBatch) -> int:
         """Return the FLOPs of the matrix multiplications of forward and backward."""
@@ -426,15 +430,16 @@ def _decoder(recipe: DecoderModel, vocab_size: int, length: int) -> DecoderConfi
 def _tensors(
     windows: WindowBatch, describe: Callable[[], Mapping[str, Any]], device: torch.device
 ) -> TextBatch:
-    def tensor(array: Any) -> Tensor | None:
-        return None if array is None else torch.from_numpy(array).to(device)
+    def tensor(array: Any) -> Tensor:
+        made = torch.from_numpy(array)
+        # From pinned memory a GPU takes it while it still works at the step before.
+        return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
 
-    inputs, targets = torch.from_numpy(windows.inputs), torch.from_numpy(windows.targets)
     return TextBatch(
-        inputs.to(device),
-        targets.to(device),
-        tensor(windows.segments),
-        tensor(windows.positions),
+        tensor(windows.inputs),
+        tensor(windows.targets),
+        None if windows.segments is None else tensor(windows.segments),
+        None if windows.positions is None else tensor(windows.positions),
         int(windows.targets_count),
         describe,
     )

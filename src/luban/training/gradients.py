@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from luban.errors import OutOfMemory
 from luban.learner import Batch, Learner
@@ -87,21 +87,26 @@ class Gradients:
                 float(sum(self._learner.flops(batch) for batch in batches)),
             ]
         )
-        losses: list[float] = []
-        total, short = 0.0, None
+        found: list[Tensor] = []
+        short = None
         try:
             for index, batch in enumerate(batches):
                 _seed(mixed(self._seed, step, index, self._plan.rank))
                 with self._forward():
                     loss = self._learner.loss(batch)
                 (loss / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]
-                losses.append(float(loss.detach()))
-                total += losses[-1]
+                found.append(loss.detach())
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             # The error's traceback holds the activations; only its words leave this block.
             short = reason(error)
+        # Read after the last micro-batch: at each read a GPU stands still until the next work is asked of it.
+        losses: list[float] = []
+        total = 0.0
+        for loss in found:
+            losses.append(float(loss))
+            total += losses[-1]
         total, ranks_short = self._plan.sum([total, float(short is not None)])
         if ranks_short:
             raise OutOfMemory(short or "out of memory on another rank")
