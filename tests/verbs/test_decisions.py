@@ -11,10 +11,11 @@ import torch
 
 from luban.data.pictures import encode_png
 from luban.machine import BFLOAT16_GAIN
+from luban.tasks.base import Machine
 from luban.tasks.image_classification import ImageClassification
 from luban.tasks.row_learner import RowLearner
 from luban.verbs import decisions
-from luban.verbs.decisions import faster_dtype, measure_machine
+from luban.verbs.decisions import faster_dtype, measure_machine, settle
 
 
 def pictures(folder: Path) -> RowLearner:
@@ -65,3 +66,19 @@ def test_bfloat16_is_taken_where_a_step_is_that_much_faster(
 def test_a_dtype_that_is_named_is_taken(tmp_path: Path, wanted: str) -> None:
     report = measure_machine(pictures(tmp_path / "pictures"), wanted)
     assert (report.dtype, report.why) == (wanted, "as the recipe says")
+
+
+def test_on_a_gpu_its_memory_bounds_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Machine] = []
+
+    class Kind:
+        @staticmethod
+        def choose(recipe: Any, data: Any, machine: Machine, start: Any) -> dict[str, Any]:
+            seen.append(machine)
+            return {}
+
+    monkeypatch.setattr(decisions, "matrix_rate", lambda: 1e12)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (7_000, 9_000))
+    settle(None, Kind, None, None)  # type: ignore[arg-type]
+    assert seen == [Machine(1e12, 7_000)]

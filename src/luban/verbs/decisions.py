@@ -19,7 +19,6 @@ from luban.machine import (
     MachineReport,
     emulates_bfloat16,
     matrix_rate,
-    memory_available,
     probe,
 )
 from luban.planning.forecast import Forecast, evaluations_of, forecast
@@ -28,6 +27,7 @@ from luban.recipe import BUDGETS, Recipe, TrainRecipe
 from luban.signals import StopRequest
 from luban.tasks.base import Choice, Data, Learner, Machine, Task
 from luban.training.compiling import pays
+from luban.training.memory import bytes_left
 from luban.training.precision import dtype_named, forward_in
 
 _TRIED_ROWS, _TRIALS, _MOST_TRIALS, _TRIAL_SECONDS = 32, 4, 20, 2.0
@@ -35,7 +35,7 @@ _TRIED_ROWS, _TRIALS, _MOST_TRIALS, _TRIAL_SECONDS = 32, 4, 20, 2.0
 
 def settle(recipe: Recipe, kind: type[Task], data: Any, start: Any) -> tuple[Recipe, dict[str, Choice]]:
     """Choose what the recipe leaves open; return the recipe with the values in it, and the reasons."""
-    chosen = dict(kind.choose(recipe, data, Machine(matrix_rate(), memory_available()), start))
+    chosen = dict(kind.choose(recipe, data, Machine(matrix_rate(), bytes_left()), start))
     return with_values(recipe, {key: choice.value for key, choice in chosen.items()}), chosen
 
 
