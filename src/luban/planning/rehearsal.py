@@ -204,11 +204,14 @@ def _perform(
 def _final(task: Learner, dtype: torch.dtype) -> float:
     """Return how long the evaluation of all held-out data should take, from its largest batch."""
     task.model.eval()
-    best, forward = float("inf"), forward_in(dtype, next(task.model.parameters()).device)
+    device = next(task.model.parameters()).device
+    best, forward = float("inf"), forward_in(dtype, device)
     with torch.no_grad(), forward():
         for _ in range(2):
             started = time.monotonic()
             tokens = task.largest_evaluation()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             best = min(best, time.monotonic() - started)
     task.model.train()
     return best / max(1, tokens) * task.evaluation_tokens()
