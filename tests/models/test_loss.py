@@ -166,3 +166,13 @@ def test_who_knows_how_many_targets_count_waits_for_none(
     unknown, _ = cross_entropy_sum(hidden, weight, targets)
     known, _ = cross_entropy_sum(hidden, weight, targets, count=11)
     assert torch.equal(known, unknown)
+
+
+def test_a_gpu_takes_larger_pieces_within_bounds() -> None:
+    for vocab_size in (1_000, 50_304, 300_000_000):
+        on_gpu, on_cpu = (
+            loss_module._chunk_tokens(torch.empty(vocab_size, 0, device=device)) for device in ("meta", "cpu")
+        )
+        assert 1 <= on_cpu <= on_gpu
+        assert on_gpu == 1 or on_gpu * vocab_size * 4 <= 512 << 20
+    assert on_gpu == on_cpu == 1

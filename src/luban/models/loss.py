@@ -18,6 +18,9 @@ from torch.autograd.function import once_differentiable
 IGNORED = -100
 CHUNK_TOKENS, CHUNK_BYTES = 512, 128 << 20
 """Tokens whose logits are held at once, and most bytes of these in float32: a large vocabulary takes fewer tokens."""
+_GPU_CHUNK_TOKENS, _GPU_CHUNK_BYTES = 4096, 512 << 20
+"""The same on a GPU, where no piece fits a cache: each reads and writes the whole gradient of the output matrix, so few
+are better (reckoned, not measured)."""
 _PLAIN_BYTES = 4 << 20  # smaller logits stay in cache; then the plain path is as fast (benchmarks/LOG.md)
 
 
@@ -40,7 +43,7 @@ def cross_entropy_sum(
         hidden: states after the final norm, (..., width).
         weight: the output embedding, (vocab_size, width).
         targets: (...) int64; -100 is ignored, and costs nothing.
-        chunk_tokens: how many tokens' logits are held at once; None: 512, or as many as take 128 MB.
+        chunk_tokens: how many tokens' logits are held at once; None: 512, or as many as take 128 MB; more on a GPU.
         bias: (vocab_size,).
         count: how many targets count, where the caller knows: to find out on a GPU is to wait for all it was asked.
         label_smoothing: share of each target spread evenly over the vocabulary (C. Szegedy et al., "Rethinking the
@@ -71,7 +74,9 @@ def cross_entropy_sum(
 
 
 def _chunk_tokens(weight: Tensor) -> int:
-    return max(1, min(CHUNK_TOKENS, CHUNK_BYTES // (4 * weight.shape[0])))
+    on_cpu = weight.device.type == "cpu"
+    tokens, size = (CHUNK_TOKENS, CHUNK_BYTES) if on_cpu else (_GPU_CHUNK_TOKENS, _GPU_CHUNK_BYTES)
+    return max(1, min(tokens, size // (4 * weight.shape[0])))
 
 
 @torch.no_grad()
