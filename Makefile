@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test lint docs bench bench-reliability bench-plan bench-budget bench-tasks bench-speed clean
+.PHONY: quickstart test lint docs bench bench-reliability bench-plan bench-budget bench-tasks bench-speed bench-gpu clean
 
 $(BIN)/luban: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ bench-budget: $(VENV)/.test
 bench-tasks: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet 'keras==3.15.1'
 	$(BIN)/python benchmarks/tasks.py
+
+bench-gpu: $(BIN)/luban
+	$(BIN)/python benchmarks/gpu.py
 
 # Other tools, in an environment of their own. NANOGPT and NANOCHAT name clones; without them those two are left out.
 PEERS ?= .venv-peers

@@ -8,13 +8,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
+from luban import tasks
+from luban.data.tokenizer import train_tokenizer
 from luban.models.decoder import DecoderConfig
 from luban.models.flops import parameters, step_flops
 from luban.models.gpt2 import GPT2Config
+from luban.recipe_reader import read_recipe
+from luban.tasks.language_model import build
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -182,3 +187,97 @@ def test_a_mixed_corpus_has_the_copies_it_says(load, tmp_path: Path) -> None:
     counts = mixed.write_corpus([text], 50_000, tmp_path / "corpus.jsonl")
     assert counts["documents"] == len((tmp_path / "corpus.jsonl").read_text().splitlines())
     assert counts["bytes"] >= 50_000
+
+
+def test_the_models_trained_on_a_gpu_are_as_large_as_they_are_called(load) -> None:
+    gpu = load("gpu")
+    sizes = {}
+    for name, shape in gpu.SHAPES.items():
+        recipe = read_recipe(shape.recipe(Path("data"), compiled=True), (), tasks.schema_of)
+        with torch.device("meta"):
+            model = build(recipe.model, vocab_size=shape.vocabulary, length=shape.length)
+        sizes[name] = parameters(model.config)
+        assert shape.batch % shape.micro_batch == 0, "a micro-batch of another size is compiled anew"
+        assert model.config.head_dim in (64, 128), "what fused attention is fastest at"
+        assert (recipe.train.dtype, recipe.train.compile) == ("bfloat16", "on")
+    assert sizes == {"gpt2-124m": 124_475_904, "qwen3-1b": pytest.approx(1.03e9, rel=0.01)}
+
+
+def test_a_made_up_text_has_the_vocabulary_it_is_made_for(load) -> None:
+    gpu = load("gpu")
+    shape = gpu.SHAPES["gpt2-124m"]
+    text = gpu.made_up(60_000, shape.vocabulary - gpu.SPECIAL)
+    tokenizer = train_tokenizer("char", iter([text]), vocab_size=shape.vocabulary, byte_fallback=False)
+    assert tokenizer.vocab_size == shape.vocabulary
+    assert len(tokenizer.encode(text)) == len(text) == 60_000
+    with pytest.raises(ValueError, match="kinds of characters"):
+        gpu.made_up(100, 101)
+
+
+def rows_of_a_gpu(name: str, *rates: float) -> list[dict]:
+    said = {
+        "token_flops": 10.0,
+        "parameters": 10**9,
+        "step_tokens": 512,
+        "dtype": "bfloat16",
+        "device": "cuda",
+    }
+    return [
+        {"candidate": name, "tokens_per_second": rate, "allocated_bytes": 4_000_000_000, "seconds": 50.0, **said}
+        for rate in rates
+    ]  # fmt: skip
+
+
+PROBED = {"name": "x", "torch": "2", "attention": {"gpt2-124m": "flash_attention"}}
+
+
+def test_a_gpus_share_is_of_the_fastest_products_and_a_failed_run_counts_for_nothing(load) -> None:
+    gpu = load("gpu")
+    rows = rows_of_a_gpu("gpt2-124m-compiled", 30.0, 10.0, 20.0)
+    rounds = [
+        {"probes": [{**PROBED, "bfloat16": 300.0}, {**PROBED, "bfloat16": 400.0}], "rows": rows},
+        {"probes": [{**PROBED, "bfloat16": 100.0}], "rows": [{"candidate": "qwen3-1b-eager", "failed": "x"}]},
+    ]
+    summary = gpu.summarise(rounds, gpu.SHAPES)
+    assert summary["candidates"].keys() == {"gpt2-124m-compiled"}
+    assert summary["candidates"]["gpt2-124m-compiled"]["share_of_peak"] == pytest.approx(20 * 10 / 400)
+    shown = gpu.page({"summary": summary, "rounds": rounds})
+    assert "| GPT-2, compiled | 1,000.0 M | 512 | 20 (10 to 30) | 2e-10 | 50.0 % | 50 % | 4.0 |" in shown
+    assert "gpt2-124m: flash_attention" in shown
+
+
+def test_runs_on_a_gpu_begin_with_what_lacks_rounds_and_end_with_the_time(load, monkeypatch) -> None:
+    gpu, now, begun = load("gpu"), [0.0], []
+
+    def run(candidate, shape, data, scratch, limit) -> dict:
+        begun.append(candidate.name)
+        now[0] += 50.0
+        return rows_of_a_gpu(candidate.name, 1.0)[0]
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu, "ask", lambda **_: {**PROBED, "bfloat16": 1.0})
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    options = SimpleNamespace(only=[], tiny=False)
+    rounds = [
+        {"probes": [], "rows": rows_of_a_gpu("gpt2-124m-compiled", 1.0)},
+        {"probes": [], "rows": []},
+    ]
+
+    def go_on(until: float) -> int:
+        return len(list(gpu.make_round(options, gpu.SHAPES, rounds, Path("data"), Path("scratch"), until)))
+
+    # The 1 B model is reckoned at 150 s until it has run; the third run ends the time, and a probe the round.
+    assert go_on(170.0) == 3 + 1
+    assert begun == ["qwen3-1b-compiled", "gpt2-124m-eager", "gpt2-124m-compiled"]
+    rounds.append({"probes": [], "rows": []})
+    assert go_on(199.0) == 0, "nothing was run, so there is nothing to save"
+    assert rounds[-1] == {"probes": [], "rows": []}
+
+
+def test_without_a_gpu_nothing_is_measured() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "gpu.py")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "torch finds none here; --tiny" in done.stderr
