@@ -52,6 +52,17 @@ def left_out(data: PreparedRows) -> Found:
     }
 
 
+def one_unknown_and_one_twice(data: PreparedRows) -> list[dict[str, str]]:
+    """Return the notes of rows of which one that is held out has an unknown label, and one stands in training too."""
+    held_out = sum(size["rows"] for split, size in data.sizes().items() if split != "train")
+    unknown = (
+        f"1 of {held_out + 1} held-out rows have a label that no training row has: they are left out, "
+        "and figures flatter"
+    )
+    overlap = f"1 of {held_out} held-out rows stand in training too: figures flatter"
+    return [{"kind": "unknown_label", "detail": unknown}, {"kind": "overlap", "detail": overlap}]
+
+
 def test_of_a_table(tmp_path: Path) -> None:
     bad = (
         b"60,1,2\n"
@@ -145,18 +156,7 @@ def test_of_texts(tmp_path: Path) -> None:
         (70, "too_long"): "the line is longer than 10,000,000 bytes",
         (1, "unknown_label"): "no training row has the label 'neutral'",
     }
-    held_out = sum(size["rows"] for split, size in data.sizes().items() if split != "train")
-    assert data.report["notes"] == [
-        {
-            "kind": "unknown_label",
-            "detail": f"1 of {held_out + 1} held-out rows have a label that no training row has: they are left out, "
-            "and figures flatter",
-        },
-        {
-            "kind": "overlap",
-            "detail": f"1 of {held_out} held-out rows stand in training too: figures flatter",
-        },
-    ]
+    assert data.report["notes"] == one_unknown_and_one_twice(data)
 
 
 def test_of_pairs(tmp_path: Path) -> None:
@@ -262,18 +262,7 @@ def test_of_pictures(tmp_path: Path) -> None:
         (68, "missing_value"): "the row has no name",
         (69, "wrong_columns"): "2 columns, there should be 3",
     }
-    held_out = sum(size["rows"] for split, size in data.sizes().items() if split != "train")
-    assert data.report["notes"] == [
-        {
-            "kind": "unknown_label",
-            "detail": f"1 of {held_out + 1} held-out rows have a label that no training row has: they are left out, "
-            "and figures flatter",
-        },
-        {
-            "kind": "overlap",
-            "detail": f"1 of {held_out} held-out rows stand in training too: figures flatter",
-        },
-    ]
+    assert data.report["notes"] == one_unknown_and_one_twice(data)
 
 
 ONE_CLASS = "there is one class only: nothing to tell apart"
