@@ -6,6 +6,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,9 +213,8 @@ def _read(
 def _roles(kind: RowTask, columns: Sequence[str]) -> Mapping[str, Any]:
     """Return the columns that the model was trained on where the file has them all, else those that it finds there."""
     learned: Mapping[str, Any] = kind.fitted.state.get("roles", {})
-    known = {name for role in learned.values() for name in (role if isinstance(role, list) else [role])} - {
-        None
-    }
+    roles = [role if isinstance(role, list) else [role] for role in learned.values() if role is not None]
+    known = set(chain.from_iterable(roles))
     return learned if known and known <= set(columns) else kind.roles(columns)
 
 
