@@ -49,6 +49,8 @@ class Learner:
         self.x = torch.randn(ROWS, FEATURES, generator=made)
         self.y = self.x.sum(1, keepdim=True).sin()
 
+    short_steps = 0
+
     def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> Sequence[Rows]:
         batch = self.recipe.batch
         assert batch is not None

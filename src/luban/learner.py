@@ -34,6 +34,10 @@ class Learner(Protocol):
     def model(self) -> nn.Module:
         """What is trained."""
 
+    @property
+    def short_steps(self) -> int:
+        """So many first steps are half as large as every step after them; 0 where all are alike."""
+
     def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> Sequence[Batch]:
         """Return this rank's micro-batches of step `step` (counted from 0); a pure function of its arguments.
 
@@ -49,3 +53,13 @@ class Learner(Protocol):
 
     def flops(self, batch: Any) -> int:
         """Return the floating-point operations of forward and backward on the batch."""
+
+
+def whole_steps(steps: int, short_steps: int, size: float = 0.5) -> float:
+    """Return how many whole steps `steps` amount to, of which the first `short_steps` are so much of one.
+
+    Example:
+        >>> whole_steps(10, 0), whole_steps(10, 4), whole_steps(3, 4)
+        (10.0, 8.0, 1.5)
+    """
+    return steps - (1.0 - size) * min(steps, short_steps)

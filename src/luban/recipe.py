@@ -175,6 +175,8 @@ class TextData(Section):
     """With `char`: write a character the vocabulary lacks as its UTF-8 bytes, not as one unknown token."""
     length: Annotated[int, Field(ge=2)] | None = None
     """Tokens the model reads at once; null means chosen."""
+    short_steps: Annotated[int, Field(ge=0)] | None = None
+    """So many first steps read windows of half the length, and so half as many tokens; null means chosen."""
     attention: Literal["stream", "document"] = "stream"
     """`stream` attends across the ends of documents within a window, `document` only within a document."""
     workers: Annotated[int, Field(ge=0)] = 0
@@ -445,6 +447,10 @@ class LanguageModelRecipe(Recipe):
         stride, length = self.evaluate.stride, self.data.length
         if stride is not None and length is not None and stride > length:
             raise ValueError(f"evaluate.stride is at most data.length ({length}); lower it, or leave it out")
+        if self.data.short_steps and length is not None and length % 2:
+            raise ValueError(
+                f"data.short_steps halves windows: data.length ({length}) must be even; change one of them"
+            )
         if self.model.layout == "qwen2" and self.data.tokenizer == "char":
             raise ValueError(
                 "tools that read layout qwen2 replace a char tokenizer; choose layout qwen3 or llama"

@@ -94,6 +94,35 @@ def test_parts_of_a_batch_are_the_batch(
     assert whole.targets_count == sum(rank.targets_count for rank in ranks)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=lengths_of_documents,
+    half=st.integers(1, 20),
+    first=st.integers(0, 60),
+    count=st.integers(1, 9),
+    attention=attentions,
+)
+def test_halves_are_the_windows_cut_in_two(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    half: int,
+    first: int,
+    count: int,
+    attention: str,
+) -> None:
+    windows = Windows(
+        shards_of(tmp_path_factory.mktemp("s"), lengths), length=2 * half, seed=7, attention=attention
+    )
+    halves, whole = windows.halves(first, count), windows.batch(first // 2, count // 2 + 2)
+    for name in ("inputs", "targets"):
+        cut = getattr(whole, name).reshape(-1, half)[first % 2 :][:count]
+        np.testing.assert_array_equal(getattr(halves, name), cut)
+    assert halves.targets_count == (halves.targets != IGNORED).sum()
+    if attention == "document":  # which counts from the beginning of the half
+        np.testing.assert_array_equal(halves.segments[:, 0], 0)
+        np.testing.assert_array_equal(halves.positions[:, 0], 0)
+
+
 def test_epochs_and_seeds_differ(tmp_path: Path) -> None:
     shards = shards_of(tmp_path, [40] * 20)
     windows = Windows(shards, length=16, seed=1)

@@ -1,5 +1,6 @@
 """A forecast adds up: against a simulated run that spends the same costs on a clock of its own."""
 
+import dataclasses
 import math
 
 from hypothesis import given
@@ -23,15 +24,19 @@ COSTS = st.builds(
 )
 
 
-def simulated(settings: TrainRecipe, costs: Rehearsal, evaluations: int) -> tuple[int, float]:
+def simulated(
+    settings: TrainRecipe, costs: Rehearsal, evaluations: int, short_steps: int = 0
+) -> tuple[int, float]:
     """Step through a run as the loop does and return its steps and its clock."""
-    steps, clock, evaluated, saved = 0, 0.0, 0, 0.0
+    steps, tokens, clock, evaluated, saved = 0, 0.0, 0.0, 0, 0.0
     while True:
+        size = 0.5 if steps < short_steps else 1.0
         steps += 1
-        clock += costs.step_seconds
+        tokens += size * costs.step_tokens
+        clock += size * costs.step_seconds
         budget = {
             "steps": steps / settings.steps if settings.steps else 0,
-            "tokens": steps * costs.step_tokens / settings.tokens if settings.tokens else 0,
+            "tokens": tokens / settings.tokens if settings.tokens else 0,
             "minutes": clock / (60 * settings.minutes) if settings.minutes else 0,
         }
         if int(min(1.0, max(budget.values())) * evaluations) > evaluated:
@@ -55,6 +60,29 @@ def test_steps_cost_what_a_simulated_run_costs(costs: Rehearsal, steps: int) -> 
     assert math.isclose(
         expected.training_seconds, clock, rel_tol=0.01, abs_tol=2 * costs.checkpoint_seconds + 0.02
     )
+
+
+@limits(max_examples=25)
+@given(COSTS, st.integers(20, 200), st.integers(1, 300))
+def test_short_steps_are_half_as_dear(costs: Rehearsal, steps: int, short: int) -> None:
+    costs = dataclasses.replace(costs, step_tokens=2 * costs.step_tokens)  # so that halves are whole numbers
+    options = {"evaluations": 10, "compiled": False, "data_bytes": 0, "model_bytes": 0, "short_steps": short}
+    for budget in (
+        TrainRecipe(steps=steps),
+        TrainRecipe(tokens=steps * costs.step_tokens),
+        TrainRecipe(minutes=max(1.0, steps * costs.step_seconds / 60.0)),
+    ):
+        expected = forecast(budget, costs, **options)
+        done, clock = simulated(budget, costs, 10, short)
+        slack = 2 * costs.evaluation_seconds * 10 + 3 * costs.checkpoint_seconds
+        assert abs(expected.steps - done) <= (4 + 2 * slack / costs.step_seconds if budget.minutes else 0)
+        assert expected.tokens == costs.step_tokens * (expected.steps - 0.5 * min(expected.steps, short))
+        assert math.isclose(
+            expected.training_seconds,
+            clock,
+            rel_tol=0.02,
+            abs_tol=slack + 2 * costs.step_seconds if budget.minutes else 2 * costs.checkpoint_seconds + 0.02,
+        )
 
 
 @limits(max_examples=25)

@@ -61,6 +61,22 @@ def test_weights_and_folder_are_as_before_and_the_parts_are_priced(task: Task, t
     assert found.peak_bytes > 10_000_000
 
 
+def test_a_whole_step_is_rehearsed_and_not_one_of_the_short_ones(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(task, "short_steps", 6)
+    whole = task.batches
+
+    def batches(step: int, *share: int) -> Any:
+        asked.append(step)
+        return whole(step, *share)
+
+    monkeypatch.setattr(task, "batches", batches)
+    assert run(task, tmp_path).step_tokens == 4 * 16
+    assert [step for step in asked if step < 6] == [0]  # one, whose operations are counted
+
+
 def test_what_was_left_out_of_an_evaluation_is_priced_in(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

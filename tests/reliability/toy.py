@@ -96,6 +96,8 @@ class Learner:
         made = torch.Generator().manual_seed(7)
         self.ids = torch.randint(VOCABULARY, (ROWS + 10, LENGTH), generator=made)
 
+    short_steps = 0
+
     def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> Sequence[Rows]:
         batch, size = self.recipe.batch, size or self.recipe.micro_batch or self.recipe.batch
         first, last = step * batch + batch * rank // ranks, step * batch + batch * (rank + 1) // ranks

@@ -11,6 +11,7 @@ from luban.recipe import LanguageModelRecipe
 from luban.tasks.base import Machine
 from luban.tasks.text_budget import (
     LADDER,
+    Offer,
     Shape,
     Text,
     batch_of,
@@ -21,6 +22,7 @@ from luban.tasks.text_budget import (
     learning_rate_of,
     length_of,
     offers,
+    short_steps_of,
     step_seconds,
 )
 
@@ -61,6 +63,23 @@ def test_new_text_never_costs_loss_and_learning_by_heart_does(
     assert expected_loss(larger, layers=layers, width=width, tokens=tokens) <= once + 1e-9
     thousand_times = expected_loss(text, layers=layers, width=width, tokens=1000 * text.tokens)
     assert thousand_times > expected_loss(text, layers=layers, width=width, tokens=4 * text.tokens)
+
+
+@given(tokens=st.integers(10_000, 8_000_000), length=st.sampled_from([64, 128, 256, 300, 301, 512]))
+def test_a_third_of_the_tokens_is_read_in_halves_where_that_was_measured(tokens: int, length: int) -> None:
+    shape = Shape(4, 128, 4, length, 8)
+    short = short_steps_of(Offer(shape, 1e-3, tokens, 60.0, 4.0))
+    if length < 256 or length % 2 or tokens > 5_000_000:
+        assert short == 0
+    else:
+        assert abs(short * shape.step_tokens / 2 - tokens / 3) <= shape.step_tokens / 4
+
+
+def test_of_a_budget_of_steps_every_other_is_short() -> None:
+    offer = Offer(Shape(4, 128, 4, 256, 8), 1e-3, 100 * 2048, 60.0, 4.0)
+    short = short_steps_of(offer, steps=100)
+    halves, whole = short * 1024, (100 - short) * 2048
+    assert halves == pytest.approx((halves + whole) / 3)
 
 
 @limits(max_examples=30)

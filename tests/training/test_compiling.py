@@ -90,6 +90,19 @@ def test_the_regions_and_only_they_are_compiled_and_tried(
     assert torch.equal(model(x), (2 * (2 * model.first(x)).relu()).relu())
 
 
+def test_a_second_size_within_the_trial_gets_code_of_its_own(
+    model: Stack, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo import config
+
+    compile_to(doubled, monkeypatch)
+    seen: list[bool] = []
+    Compiling(model, wanted=True, tell=told.append).prepare(
+        lambda: seen.append(config.automatic_dynamic_shapes)
+    )
+    assert (seen, config.automatic_dynamic_shapes) == ([False], True)
+
+
 def test_a_compiler_that_fails_costs_one_line_and_not_the_run(
     model: Stack, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

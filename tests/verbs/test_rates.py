@@ -40,6 +40,8 @@ class Quadratic:
         self.model.weight = nn.Parameter(torch.ones(len(curvatures), dtype=torch.float64))
         self.curvatures, self.least = torch.tensor(curvatures, dtype=torch.float64), least
 
+    short_steps = 0
+
     def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> list[Nothing]:
         return [Nothing()]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,23 @@ def test_a_signal_saves_and_says_how_to_go_on(finished: Path, small: dict[str, A
     assert (tmp_path / "run" / "report.html").is_file()
     assert same(train(resume=tmp_path / "run").folder, finished)
     assert train(resume=tmp_path / "run").result["steps"] == 12  # a finished run says so again
+
+
+def test_a_run_whose_first_steps_are_short_goes_on_to_the_same_bytes_from_either_side(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    short = {**small, "data": {**small["data"], "short_steps": 6}}
+    whole = train(short, out=tmp_path / "whole")
+    assert whole.result["tokens"] == (6 * 4 * 16) + (6 * 4 * 32)
+    plan = json.loads((tmp_path / "whole" / "plan.json").read_text())
+    assert plan["predicted"]["tokens"] == whole.result["tokens"]
+    assert plan["predicted"]["flops"] == whole.result["flops"]
+    for step in (4, 8):
+        stop = StopRequest()
+        ask = Faults({("step", step, 0): partial(stop.ask, "SIGTERM")})
+        with pytest.raises(Stopped):
+            train(short, out=tmp_path / f"at-{step}", tools=tools(stop=stop, faults=ask))
+        assert same(train(resume=tmp_path / f"at-{step}").folder, whole.folder)
 
 
 def test_a_full_disk_loses_nothing(

@@ -18,7 +18,7 @@ FINGERPRINT = "fingerprint.json"
 STEPS_VERSION = 2
 """To be raised whenever the same files and settings would be prepared to other bytes."""
 
-_NO_MATTER = {"source", "validation", "tokenizer", "length", "attention", "workers"}
+_NO_MATTER = {"source", "validation", "tokenizer", "length", "short_steps", "attention", "workers"}
 _TRAINED = ("bpe", "char")
 _READ_BYTES = 1 << 20
 

@@ -87,13 +87,27 @@ class Windows:
 
         Two ranks that take the two halves of a range see together exactly what one process sees.
         """
-        tokens, length = self.shards.tokens, self.length
-        begins = self.starts(first, count)
+        return self._rows(self.starts(first, count), self.length)
+
+    def halves(self, first: int, count: int) -> WindowBatch:
+        """Half windows `first` to `first + count` of the same walk: window `n` is the halves 2 n and 2 n + 1.
+
+        The length of a window must be even.
+        """
+        half = self.length // 2
+        begins = np.repeat(self.starts(first // 2, -(-(first + count) // 2) - first // 2), 2, axis=0)
+        begins[:, 1] *= 2
+        begins[1::2] += [half, 1]
+        return self._rows(begins[first % 2 :][:count], half)
+
+    def _rows(self, begins: Int64s, length: int) -> WindowBatch:
+        """Read the rows of `length` tokens at places, (n, 2) of the first target and the number in such a cut."""
+        tokens = self.shards.tokens
         # The stream is a ring: from the first target's predecessor on, and behind the end the beginning again.
         ids = self.shards.gather((begins[:, :1] - 1 + np.arange(length + 1)) % tokens)
         inputs, targets = ids[:, :-1].copy(), ids[:, 1:].copy()
-        # Only the last window of the cut is shorter: what is left of the ring.
-        sizes = np.minimum(length, tokens - begins[:, 1] * length)
+        # Only the last window of the cut is shorter: what is left of the ring. Of its halves one may be empty.
+        sizes = np.clip(tokens - begins[:, 1] * length, 0, length)
         for row in np.flatnonzero(sizes < length).tolist():
             inputs[row, sizes[row] :], targets[row, sizes[row] :] = self.shards.end_id, IGNORED
         counted = int(sizes.sum())

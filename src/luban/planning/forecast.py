@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from luban.learner import whole_steps
 from luban.planning.rehearsal import Rehearsal
 from luban.recipe import Interval, TrainRecipe
-from luban.training.compiling import SECONDS_TO_COMPILE, SHARE_SAVED
+from luban.training.compiling import SHARE_SAVED, seconds_to_compile
 from luban.training.loop import EVALUATIONS
 from luban.training.schedules import Budget
 
@@ -65,6 +66,7 @@ def forecast(
     data_bytes: int,
     model_bytes: int,
     epoch: Callable[[int], float] | None = None,
+    short_steps: int = 0,
 ) -> Forecast:
     """Add up what a run will cost.
 
@@ -75,25 +77,26 @@ def forecast(
         compiled: whether torch.compile is on.
         data_bytes: prepared data within the run folder. model_bytes: the model folder.
         epoch: the learner's; a budget of epochs needs it.
+        short_steps: so many first steps are half as large as the one that was rehearsed.
     """
     step = rehearsal.step_seconds * (1.0 - SHARE_SAVED if compiled else 1.0)
     costs = _replace_step(rehearsal, step)
-    start = SECONDS_TO_COMPILE if compiled else 0.0
-    counted = Budget(settings, epoch).steps_in(costs.step_tokens)
+    start = seconds_to_compile(short_steps) if compiled else 0.0
+    counted = Budget(settings, epoch).steps_in(costs.step_tokens, short_steps)
     if counted is not None:
         steps = counted
-        training = start + _with_interruptions(settings, costs, steps, evaluations)
+        training = start + _with_interruptions(settings, costs, steps, evaluations, short_steps)
     else:
         assert settings.minutes is not None, "a budget that cannot be counted is one of minutes"
         training = 60.0 * settings.minutes
-        steps = _steps_within(settings, costs, training - start, evaluations)
+        steps = _steps_within(settings, costs, training - start, evaluations, short_steps)
     kept = settings.keep + (1 if settings.keeps_best else 0)
     if not settings.keeps_best:  # which saves at every better evaluation too
         kept = min(kept, _checkpoints(settings, steps, training))
     return Forecast(
         steps=steps,
-        tokens=steps * costs.step_tokens,
-        flops=steps * costs.step_flops,
+        tokens=int(whole_steps(steps, short_steps) * costs.step_tokens),
+        flops=round(whole_steps(steps, short_steps, costs.short_share) * costs.step_flops),
         training_seconds=round(training, 2),
         seconds=round(training + costs.final_seconds + costs.checkpoint_seconds, 2),
         peak_bytes=rehearsal.peak_bytes,
@@ -105,20 +108,24 @@ def _replace_step(rehearsal: Rehearsal, seconds: float) -> Rehearsal:
     return Rehearsal(**{**asdict(rehearsal), "step_seconds": seconds})
 
 
-def _with_interruptions(settings: TrainRecipe, costs: Rehearsal, steps: int, evaluations: int) -> float:
+def _with_interruptions(
+    settings: TrainRecipe, costs: Rehearsal, steps: int, evaluations: int, short_steps: int
+) -> float:
     """Return the training clock after `steps`, evaluations and checkpoints included."""
-    working = steps * costs.step_seconds
+    working = whole_steps(steps, short_steps, costs.short_share) * costs.step_seconds
     evaluating = _times(settings.evaluate_every, steps, working, evaluations) * costs.evaluation_seconds
     return working + evaluating + _checkpoints(settings, steps, working) * costs.checkpoint_seconds
 
 
-def _steps_within(settings: TrainRecipe, costs: Rehearsal, seconds: float, evaluations: int) -> int:
+def _steps_within(
+    settings: TrainRecipe, costs: Rehearsal, seconds: float, evaluations: int, short_steps: int
+) -> int:
     """Return how many steps end within `seconds` of the training clock."""
     steps = 1
-    low, high = 1, max(1, math.ceil(seconds / max(costs.step_seconds, 1e-9)))
+    low, high = 1, max(1, math.ceil(seconds / max(costs.step_seconds * min(1.0, costs.short_share), 1e-9)))
     while low <= high:
         middle = (low + high) // 2
-        if _with_interruptions(settings, costs, middle, evaluations) <= seconds:
+        if _with_interruptions(settings, costs, middle, evaluations, short_steps) <= seconds:
             steps, low = middle, middle + 1
         else:
             high = middle - 1

@@ -40,7 +40,8 @@ class Rehearsal:
     """What the parts of a run cost here.
 
     Attributes:
-        step_seconds, step_tokens, step_flops: one optimizer step.
+        step_seconds, step_tokens, step_flops: one optimizer step; not one of those that are half as large.
+        short_share: what share of its operations one of those has: less than half, for attention grows with length.
         evaluation_seconds: one evaluation during training with its samples.
         final_seconds: the evaluation at the end, on all held-out data.
         checkpoint_seconds, checkpoint_bytes: one checkpoint, written and verified.
@@ -55,6 +56,7 @@ class Rehearsal:
     checkpoint_seconds: float
     checkpoint_bytes: int
     peak_bytes: int
+    short_share: float = 0.5
 
 
 class _Share(Alone):
@@ -140,17 +142,20 @@ def rehearse(
             shutil.rmtree(scratch)
         task.model.load_state_dict(before)
         task.model.zero_grad(set_to_none=True)
-    batches = task.batches(0, 0, 1)
+    batches = task.batches(task.short_steps, 0, 1)
+    short = task.batches(0, 0, 1) if task.short_steps else batches
+    step_flops, short_flops = (sum(task.flops(batch) for batch in step) for step in (batches, short))
     return Rehearsal(
         # The first steps allocate what the others reuse, and warm the caches.
         step_seconds=statistics.median(took[len(took) // 2 :]),
         step_tokens=sum(batch.tokens for batch in batches),
-        step_flops=sum(task.flops(batch) for batch in batches),
+        step_flops=step_flops,
         evaluation_seconds=timings.took("evaluation")[-1] + sum(left_out),
         final_seconds=final_seconds,
         checkpoint_seconds=timings.took("checkpoint")[-1],
         checkpoint_bytes=checkpoint_bytes,
         peak_bytes=peak_rss_bytes(),
+        short_share=short_flops / max(1, step_flops),
     )
 
 
@@ -168,11 +173,12 @@ def _perform(
     """Run the loop for so many steps, with one evaluation and one checkpoint at its end."""
     fs.remove(scratch)
     timings = _Timings()
-    never = Interval(steps=steps + 1)
+    last = task.short_steps + steps
+    never = Interval(steps=last + 1)
     brief = settings.model_copy(
         update={
             **dict.fromkeys(BUDGETS),
-            "steps": steps,
+            "steps": last,
             "evaluate_every": never,
             "checkpoint_every": never,
             "patience": None,
@@ -195,6 +201,7 @@ def _perform(
         stop=stop,
         compiling=Compiling(task.model, wanted=False, tell=lambda _: None),
     )
+    loop.progress.step = task.short_steps
     # A loss that is not finite is met again by the run itself, which then says where and keeps the evidence.
     with contextlib.suppress(NonFiniteError):
         loop.run()

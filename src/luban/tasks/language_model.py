@@ -210,6 +210,7 @@ class LanguageModel:
         self._started = start is not None
         self._length = length = settled(recipe.data.length, "data.length")
         self._batch = settled(recipe.train.batch, "train.batch")
+        self.short_steps = recipe.data.short_steps or 0
         torch.manual_seed(recipe.train.seed)
         if start is not None:
             _check_start(start, self.tokenizer, length)
@@ -222,22 +223,29 @@ class LanguageModel:
 
     def batches(self, step: int, rank: int, ranks: int, size: int | None = None) -> list[TextBatch]:
         """Return the rank's share of the step's windows, cut into micro-batches of at most `size` windows."""
-        batch = self._batch
-        first, last = step * batch + batch * rank // ranks, step * batch + batch * (rank + 1) // ranks
+        batch, short = self._batch, step < self.short_steps
+        # In half windows up to the first whole step, which begins at a whole one; in whole windows from there on.
+        begin = step * batch if short else self._windows_seen(step)
+        first, last = begin + batch * rank // ranks, begin + batch * (rank + 1) // ranks
         size = size or self.settings.train.micro_batch or max(1, MICRO_BATCH_TOKENS // self._length)
+        read = self._windows.halves if short else self._windows.batch
         device = next(self.model.parameters()).device
+        shares = [(at, min(size, last - at)) for at in range(first, last, size)]
         return [
-            _tensors(
-                self._windows.batch(at, min(size, last - at)),
-                partial(self._describe, at, min(size, last - at)),
-                device,
-            )
-            for at in range(first, last, size)
+            _tensors(read(at, count), partial(self._describe, at, count, short), device)
+            for at, count in shares
         ]
 
-    def _describe(self, first: int, count: int) -> dict[str, Any]:
+    def _windows_seen(self, step: int) -> int:
+        """Return how many windows `step` steps have begun to read."""
+        short = min(step, self.short_steps)
+        return -(-short * self._batch // 2) + (step - short) * self._batch
+
+    def _describe(self, first: int, count: int, halves: bool) -> dict[str, Any]:
         """Name windows by place, by the document of the training side each begins in, and by their first words."""
         shards = self.data.train
+        if halves:
+            first, count = first // 2, -(-(first + count) // 2) - first // 2
         begins = self._windows.starts(first, count)[:, 0]
         rows = [
             {
@@ -250,7 +258,7 @@ class LanguageModel:
 
     def epoch(self, step: int) -> float:
         """Return how many times the training text was seen after `step` steps."""
-        return step * self._batch / self._windows.per_epoch
+        return self._windows_seen(step) / self._windows.per_epoch
 
     def loss(self, batch: TextBatch) -> Tensor:
         """Return the negative log-likelihood in nats, summed over the target tokens."""

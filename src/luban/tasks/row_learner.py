@@ -92,6 +92,9 @@ class RowLearner:
     compiles_well = False
     """Each length of a text would compile anew, and short steps gain nothing: benchmarks/LOG.md."""
 
+    short_steps = 0
+    """All steps are alike."""
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from luban.data.prepare import Prepared
 from luban.data.shards import TokenShards
+from luban.learner import whole_steps
 from luban.metrics.ngrams import MOST_TOKENS, ngram_loss
 from luban.model_folder import LoadedModel
 from luban.recipe import BUDGETS, LanguageModelRecipe
@@ -31,6 +32,8 @@ LAW = (0.5144, 0.2178, 0.1505, 0.1841, 0.3893, 12.82, 4.504e-05)
 """Constants of `loss_law`, as `benchmarks/scaling.py fit` prints them."""
 FITTED_STEPS = 200
 """The runs that the law was fitted to have this many steps and more; shorter ones have hardly begun."""
+LEAST_HALVED, MOST_IN_HALVES = 256, 5_000_000
+"""The shortest window that first steps halve, and the most tokens of a training that has such steps."""
 COUNTED_TOKENS = 500_000
 """How much of a text the n-gram model counts: enough to tell texts apart, in a second."""
 _NEAR, _FEWER = 1.001, 0.94
@@ -212,7 +215,8 @@ def choose(
             "model.width": recipe.model.width,
             "model.heads": recipe.model.heads,
         }
-    if all(value is not None for value in open_keys.values()):
+    shape_is_given = all(value is not None for value in open_keys.values())
+    if shape_is_given and (recipe.data.short_steps is not None or start is not None):
         return {}
     text = text_of(data)
     if start is not None:
@@ -232,7 +236,13 @@ def choose(
     }
     why = _why(recipe, text, machine, offer, started=start is not None)
     chosen = {key: Choice(values[key], why[key]) for key, value in open_keys.items() if value is None}
-    if train.minutes is not None and offer.seconds < 0.9 * 60.0 * train.minutes:
+    if recipe.data.short_steps is None and start is None and (short := short_steps_of(offer, train.steps)):
+        chosen["data.short_steps"] = Choice(
+            short,
+            f"a third of about {offer.tokens:,} tokens in windows of {shape.length // 2}: while little is learnt, "
+            "twice as many steps teach more than a longer context",
+        )
+    if not shape_is_given and train.minutes is not None and offer.seconds < 0.9 * 60.0 * train.minutes:
         chosen["train.tokens"] = Choice(
             offer.tokens,
             f"{offer.tokens / text.tokens:.2g} times through {text.tokens:,} tokens is all that helps, then they are "
@@ -269,6 +279,22 @@ def batch_of(tokens: int, length: int) -> int:
     return max(1, (1024 << doublings) // length)
 
 
+def short_steps_of(offer: Offer, steps: int | None = None) -> int:
+    """Return how many first steps read half windows: those of a third of the tokens, where that was seen to help.
+
+    Measured for windows of 256 tokens and up to 2.4 million of them (benchmarks/LOG.md).
+
+    Arguments:
+        steps: the budget, where it is one of steps; of these it is every other.
+    """
+    shape = offer.shape
+    if shape.length < LEAST_HALVED or shape.length % 2 or offer.tokens > MOST_IN_HALVES:
+        return 0
+    if steps is not None:
+        return steps // 2
+    return round(offer.tokens / 3.0 / (0.5 * shape.step_tokens))
+
+
 def _offer(recipe: LanguageModelRecipe, text: Text, machine: Machine, layers: int, width: int) -> Offer:
     """Return what a rung comes to; batch and length follow its tokens, and its tokens follow them."""
     train, model = recipe.train, recipe.model
@@ -291,7 +317,7 @@ def _tokens(recipe: LanguageModelRecipe, text: Text, shape: Shape, step: float) 
     if train.tokens is not None:
         return train.tokens
     if train.steps is not None:
-        return train.steps * shape.step_tokens
+        return int(whole_steps(train.steps, recipe.data.short_steps or 0) * shape.step_tokens)
     if train.epochs is not None:
         return max(1, round(train.epochs * text.tokens))
     assert train.minutes is not None, "a recipe has a budget"

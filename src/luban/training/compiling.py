@@ -15,20 +15,30 @@ from torch import nn
 
 from luban.errors import Stopped
 
-SECONDS_TO_COMPILE = 20.0
+_SECONDS_TO_COMPILE = 20.0
 """What compiling a decoder may take on two cores; 14 s were measured, 3 the second time (benchmarks/LOG.md)."""
 SHARE_SAVED = 0.2
 """Share of the eager time that compiling saves: 0.03 to 0.47 were measured, by processor (benchmarks/README.md)."""
 
 
-def pays(expected_seconds: float) -> bool:
+def seconds_to_compile(short_steps: int = 0) -> float:
+    """Return what compiling may take: steps of two sizes are compiled one after the other.
+
+    Example:
+        >>> seconds_to_compile(), seconds_to_compile(short_steps=300)
+        (20.0, 40.0)
+    """
+    return _SECONDS_TO_COMPILE * (2 if short_steps else 1)
+
+
+def pays(expected_seconds: float, short_steps: int = 0) -> bool:
     """Whether compiling saves at least twice what it costs in a run expected to take so long when eager.
 
     Example:
-        >>> pays(180.0), pays(3600.0)
-        (False, True)
+        >>> pays(180.0), pays(300.0), pays(300.0, short_steps=99)
+        (False, True, False)
     """
-    return expected_seconds * SHARE_SAVED > 2 * SECONDS_TO_COMPILE
+    return expected_seconds * SHARE_SAVED > 2 * seconds_to_compile(short_steps)
 
 
 class Compiling:
@@ -49,7 +59,7 @@ class Compiling:
         self._wanted, self._tell = wanted, tell
 
     def prepare(self, trial: Callable[[], object], agree: Callable[[bool], bool] = bool) -> None:
-        """Compile, and run `trial` (forward and backward of one step) to see that it works.
+        """Compile, and run `trial` (forward and backward of a step of each size) to see that it works.
 
         A compiler that is missing or fails costs one line, not the run.
 
@@ -78,7 +88,10 @@ class Compiling:
         try:
             for region in self._regions:
                 region.compile()
-            with _without_trial_builds() if self._on_cpu else contextlib.nullcontext():
+            with (
+                _each_size_by_itself(),
+                _without_trial_builds() if self._on_cpu else contextlib.nullcontext(),
+            ):
                 trial()
         except Exception as error:
             if stopped := _stop_behind(error):
@@ -112,6 +125,14 @@ class Compiling:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over the choice of the run that goes on."""
         self._wanted = bool(state["on"])
+
+
+def _each_size_by_itself() -> contextlib.AbstractContextManager[object]:
+    """Let torch's compiler make code for a second size as it did for the first, not one slower code for any size."""
+    from torch._dynamo import config
+
+    patched: contextlib.AbstractContextManager[object] = config.patch({"automatic_dynamic_shapes": False})
+    return patched
 
 
 def _without_trial_builds() -> contextlib.AbstractContextManager[object]:

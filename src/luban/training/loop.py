@@ -137,7 +137,7 @@ class Loop:
         self._train_mode()
         with self._stop.at_once():  # there is nothing to save that is not saved
             self.compiling.prepare(
-                lambda: self._gradients.try_out(self.progress.step, self.progress.micro_batch),
+                self._try_out,
                 self._agree_on_compiling,
             )
         while not self._done():
@@ -210,6 +210,12 @@ class Loop:
         self.plan.wait()
         self._saved_step, self._saved_at = progress.step, progress.seconds
         self._faults.reach("after-save", progress.step, self.plan.rank)
+
+    def _try_out(self) -> None:
+        """Run forward and backward of a step of each size that is still to come."""
+        step, whole = self.progress.step, self.learner.short_steps
+        for at in (step, whole) if step < whole else (step,):
+            self._gradients.try_out(at, self.progress.micro_batch)
 
     def _train_mode(self) -> None:
         self.learner.model.train()

@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Callable
 
+from luban.learner import whole_steps
 from luban.recipe import TrainRecipe
 
 _WARMUP_START = 0.1
@@ -43,26 +44,31 @@ class Budget:
         """Return whether nothing is left to spend."""
         return self._spent(step, tokens, seconds) >= 1.0
 
-    def steps_in(self, step_tokens: int) -> int | None:
+    def steps_in(self, step_tokens: int, short_steps: int = 0) -> int | None:
         """Return how many steps the budget is; None for one of minutes, which nobody knows beforehand.
 
         Arguments:
             step_tokens: tokens of a step.
+            short_steps: so many first steps have half as many.
 
         Example:
             >>> Budget(TrainRecipe(tokens=1000)).steps_in(300)
             4
+            >>> Budget(TrainRecipe(tokens=1000)).steps_in(300, short_steps=2)
+            5
             >>> Budget(TrainRecipe(epochs=2.5), lambda step: step / 10).steps_in(300)
             25
         """
         if self.seconds is not None:
             return None
+
+        def done(step: int) -> bool:
+            return self.done(step, int(whole_steps(step, short_steps) * step_tokens), 0.0)
+
         most = 1
-        while not self.done(most, most * step_tokens, 0.0):
+        while not done(most):
             most *= 2
-        return bisect.bisect_left(
-            range(most), True, lo=1, key=lambda step: self.done(step, step * step_tokens, 0.0)
-        )
+        return bisect.bisect_left(range(most), True, lo=1, key=done)
 
     def _spent(self, step: int, tokens: int, seconds: float) -> float:
         if self.steps is not None:

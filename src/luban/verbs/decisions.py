@@ -69,7 +69,7 @@ def measure_machine(task: Learner, wanted: str) -> MachineReport:
     convolves = any(isinstance(module, nn.Conv2d) for module in task.model.modules())
     if wanted == "auto" and convolves and not emulates_bfloat16(device):
         dtype, why = faster_dtype(task)
-    report = probe(width, task.batches(0, 0, 1)[0].tokens, wanted=dtype)
+    report = probe(width, task.batches(task.short_steps, 0, 1)[0].tokens, wanted=dtype)
     return report if why is None else dataclasses.replace(report, why=why)
 
 
@@ -150,10 +150,11 @@ def decide(
             data_bytes=data_bytes,
             model_bytes=model_bytes,
             epoch=task.epoch,
+            short_steps=task.short_steps,
         )
 
     eager = expect(compiled=False)
-    pay = task.compiles_well and pays(eager.training_seconds)
+    pay = task.compiles_well and pays(eager.training_seconds, task.short_steps)
     on = settings.compile == "on" or (settings.compile == "auto" and pay)
     if settings.compile != "auto":
         why = "asked for"

@@ -189,7 +189,8 @@ def _sweep(
     )
     for step in range(len(tried) + 1):
         stop()
-        losses.append(gradients.add(step, gradients.batches(step, None)).loss)
+        at = learner.short_steps + step
+        losses.append(gradients.add(at, gradients.batches(at, None)).loss)
         norm = gradients.combine()
         if mean.diverged_with(losses[-1]) or not math.isfinite(norm):
             if step == 0:
