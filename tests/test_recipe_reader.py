@@ -188,6 +188,13 @@ def test_two_budgets_are_one_too_many(written: Callable[[str], Path]) -> None:
     assert "none" in str(error_of(BASE, "train.steps=null"))
 
 
+def test_a_mistyped_key_comes_before_what_it_leaves_missing() -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe("text", ("data.sorce=x",), tasks.schema_of)
+    assert caught.value.message == "unknown key data.sorce (and 1 more: data.source)"
+    assert str(caught.value.fix).startswith("did you mean source?")
+
+
 @pytest.mark.parametrize(
     ("override", "meant"),
     [

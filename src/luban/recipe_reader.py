@@ -23,6 +23,7 @@ from luban.recipe import BUDGETS, About, Recipe, Section
 SchemaOf = Callable[[str], type[Recipe]]
 _SHIPPED = resources.files("luban") / "recipes"
 _MAX_BYTES, _MAX_DEPTH, _MAX_BITS = 50_000, 20, 63
+_UNKNOWN = ("extra_forbidden", "invalid_key")
 _OPENING = (
     yaml.BlockMappingStartToken,
     yaml.BlockSequenceStartToken,
@@ -269,14 +270,15 @@ def _where(lines: Mapping[str, str], key: Sequence[str], origin: str) -> str:
 def _explain(
     error: ValidationError, schema: type[Section], lines: Mapping[str, str], origin: str
 ) -> RecipeError:
-    errors = error.errors(include_url=False)
+    # A mistyped key first: what is missing may be only that.
+    errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] not in _UNKNOWN)
     first = errors[0]
     key, owner = _place(schema, first["loc"])
     others = {_place(schema, e["loc"])[0] for e in errors} - {key}
     where = _where(lines, key, origin)
     name = ".".join(key) or "the recipe"
     more = f" (and {len(others)} more: {', '.join(sorted('.'.join(k) for k in others))})" if others else ""
-    if first["type"] in ("extra_forbidden", "invalid_key"):
+    if first["type"] in _UNKNOWN:
         allowed = sorted(owner.model_fields)
         close = nearest(key[-1], allowed)
         fix = (f"did you mean {close}? " if close else "") + f"allowed here: {', '.join(allowed)}"
