@@ -86,6 +86,14 @@ def test_every_text_a_page_asks_for_exists_and_no_report_text_is_unused() -> Non
     assert {name for name in known if name.startswith(("report.", "page."))} <= matched
 
 
+def test_every_kind_of_note_has_a_name() -> None:
+    """A note is said as {"kind": ..., "detail": ...}; a kind without a name would stand in the report as it is."""
+    pattern = re.compile(r'"kind": "(\w+)",\s+"detail"')
+    kinds = {kind for path in SOURCES.rglob("*.py") for kind in pattern.findall(path.read_text("utf-8"))}
+    assert len(kinds) >= 8
+    assert {f"note.{kind}" for kind in kinds} <= set(catalogue.entries())
+
+
 def test_the_catalogue_needs_no_torch() -> None:
     code = "import sys, luban.catalogue as c; c.entries(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

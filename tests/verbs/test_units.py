@@ -91,7 +91,9 @@ def test_a_task_is_told_in_its_own_unit(task: Any, unit: str, other: str, tmp_pa
     assert "predict run/model --input FILE" in page and "Once upon a time" not in page
     assert "nats per token" not in page
     # Its data is rows, whatever is counted of the run.
-    assert re.search(r"60 rows, [\d.,]+ .?i?B from 1 files", page) and " characters, " not in page
+    assert re.search(r"60 rows, [\d.,]+ .?i?B ?; files: ?1", page) and " characters, " not in page
+    compared, _ = called("compare", str(run), str(shutil.copytree(run, tmp_path / "again")))
+    assert f"\n{unit} per second" in compared and f"\n{other} " not in compared
     plan, _ = called("plan", str(tmp_path / "recipe.yaml"), "--out", str(run))
     facts = {line.split()[0]: line for line in plan.splitlines() if line.strip()}
     assert f" {unit}, " in facts["step"] and f" {unit}, " in facts["run"] and "training rows" in facts["data"]

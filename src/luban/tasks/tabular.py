@@ -117,7 +117,8 @@ class Tabular(Classifier):
                 optional = self._fitted.state.get("optional", ())
                 wanted = wanted or [name for name in absent if name not in optional]
             if wanted:
-                raise BadValue("missing_column", f"the row has no {', '.join(wanted[:5])}")
+                more = f" and {len(wanted) - 5} more" if len(wanted) > 5 else ""
+                raise BadValue("missing_column", f"the row has no {', '.join(wanted[:5])}{more}")
         cells = [values.get(name) for name in used]
         for name, cell in zip(used, cells, strict=True):
             if isinstance(cell, list | dict):

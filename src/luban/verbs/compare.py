@@ -74,8 +74,12 @@ def told(found: Comparison) -> list[str]:
         lines += [f"  {label}: the same as {labels[0]}" if not differences else f"  {label}:"]
         lines += [f"    {line}" for line in differences]
     lines += ["", *_figures(found, labels), ""]
+    unit = "rows" if all(side.records.unit == "rows" for side in found.sides) else "tokens"
     rows = [
-        [_named(row.name), *(_speed(row.name, row.values.get(label)) for label in labels)]
+        [
+            _named(row.name.replace("tokens", unit)),
+            *(_speed(row.name, row.values.get(label)) for label in labels),
+        ]
         for row in found.speeds
     ]
     return lines + table([["work", *labels], *rows], None, right=set(range(1, len(labels) + 1)))
