@@ -3,10 +3,12 @@
 import io
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from luban.console import PLAIN_SECONDS, Show, duration, short
+from luban.wrapping import wrapped
 
 SIZES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 
@@ -118,6 +120,41 @@ def test_on_a_terminal_training_is_one_line_that_goes_away() -> None:
     show.clear()
     assert 15 <= stream.getvalue().count("tokens/s") <= 25
     assert "done" in stream.getvalue()
+
+
+@pytest.mark.parametrize("columns", [50, 60, 70, 80, 120])
+def test_a_narrow_terminal_keeps_share_loss_and_time_left(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream, clock = Terminal(), Clock()
+    train(Show(stream, clock=clock), clock, steps=40, seconds_per_step=25.0)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    line = next(line for line in re.split(r"[\r\n]+", plain) if "step 20 " in line)
+    assert re.search(r" 50% step 20  loss 2\.500 .*8 min 20 s left$", line.rstrip()), line
+    assert len(line) <= columns
+    assert ("of peak" in line) == (columns >= 80)
+
+
+def test_a_long_line_is_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    words = " ".join(["number"] * 30)
+    plain, terminal = io.StringIO(), Terminal()
+    for stream in (plain, terminal):
+        Show(stream).line(words)
+    assert plain.getvalue() == words + "\n"
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(terminal.getvalue().split()) == words
+    assert all(line.startswith("  number") for line in lines[1:])
+
+
+@given(st.lists(st.text("abc/=.", min_size=1, max_size=30), min_size=1), st.integers(1, 100))
+def test_breaking_a_message_changes_only_white_space(words: list[str], width: int) -> None:
+    message = "  fix:      " + " ".join(words)
+    lines = wrapped(message, width).splitlines()
+    assert " ".join(lines).split() == message.split()
+    assert all(len(line) <= width or len(line.split()) == 1 or width < 40 for line in lines[1:])
 
 
 def test_quiet_shows_nothing() -> None:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from luban.errors import LubanError
+from luban.wrapping import wrapped
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 Command = Callable[..., Any]
@@ -67,7 +68,8 @@ def importing() -> Iterator[None]:
 
 def _fail(code: int, shown: str, as_json: bool, message: str) -> NoReturn:
     """Say on stderr what went wrong, on stdout as JSON if asked for, and end."""
-    click.echo(shown if code == 75 else f"error: {shown}", err=True)
+    said = shown if code == 75 else f"error: {shown}"
+    click.echo(wrapped(said, shutil.get_terminal_size().columns) if sys.stderr.isatty() else said, err=True)
     if as_json:
         print_json(
             {
@@ -97,6 +99,8 @@ def told(answer: Mapping[str, Any]) -> str:
     Example:
         >>> told({"row": 0, "label": "good", "probabilities": {"good": 0.9, "bad": 0.1}})
         'good   good 0.900, bad 0.100'
+        >>> told({"tags": ["O", "B-LOC"], "entities": [{"label": "LOC", "first": 1, "end": 2}]})
+        'O B-LOC   LOC[1:2]'
     """
     if "prompt" in answer:
         return f"{answer['prompt']}{answer['text']}\n"
@@ -109,9 +113,16 @@ def told(answer: Mapping[str, Any]) -> str:
                 f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
             )
         elif isinstance(value, list):
-            value = " ".join(map(str, value))
+            value = " ".join(_item(item) for item in value)
         parts.append(f"{value:.6g}" if isinstance(value, float) else str(value))
     return "   ".join(parts)
+
+
+def _item(item: object) -> str:
+    """Return one of several values: an entity as its label and the places of its tokens."""
+    if isinstance(item, Mapping) and {"label", "first", "end"} <= item.keys():
+        return f"{item['label']}[{item['first']}:{item['end']}]"
+    return f"{item:.3f}" if isinstance(item, float) else str(item)
 
 
 def tell_trained(folder: str, result: Mapping[str, Any], prompt: str | None) -> None:

@@ -16,6 +16,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from luban.wrapping import wrapped
+
 PLAIN_SECONDS = 10.0
 _UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -84,8 +86,8 @@ class Show:
         """What is counted of the data: `tokens` or `rows`."""
 
     def line(self, text: str) -> None:
-        """Say something that stays."""
-        self._console.print(text)
+        """Say something that stays; on a terminal, broken between words."""
+        self._console.print(wrapped(text, self._console.width) if self._console.is_terminal else text)
 
     def stage(self, name: str, fraction: float) -> None:
         """Show how far a stage of the preparation is; a stage that ends within a blink shows once."""
@@ -126,11 +128,12 @@ class Show:
         share = flops / tokens * self._rate / peak_flops if tokens and peak_flops else 0.0
         left = seconds * (1 - fraction) / fraction if fraction > 0 else 0.0
         speed = f"{self._rate:,.0f} {self.unit}/s  {share:.0%} of peak"
-        facts = f"step {step:,}  loss {loss:.3f}  {speed}  {duration(left)} left"
+        start, end = f"step {step:,}  loss {loss:.3f}", f"{duration(left)} left"
+        facts = [f"{start}  {speed}  {end}", f"{start}  {speed.partition('  ')[0]}  {end}", f"{start}  {end}"]
         if self._console.is_terminal:
-            self._draw("training", fraction, facts)
+            self._draw("training", fraction, *facts)
         else:
-            self.line(f"{fraction:4.0%}  {facts}")
+            self.line(f"{fraction:4.0%}  {facts[0]}")
 
     def clear(self) -> None:
         """Take the live line away."""
@@ -138,14 +141,17 @@ class Show:
             self._live.stop()
             self._live = None
 
-    def _draw(self, name: str, fraction: float, facts: str) -> None:
-        free = self._console.width - len(facts) - 8
+    def _draw(self, name: str, fraction: float, *facts: str) -> None:
+        """Draw the live line, with the first of `facts` (the same, ever shorter) that leaves room for a bar."""
+        room = self._console.width - 8
+        shown = next((text for text in facts if len(text) + 4 <= room), facts[-1])
+        free = room - len(shown)
         label = name if free - len(name) >= 6 else ""
         bar = ProgressBar(total=1.0, completed=min(1.0, fraction), width=max(4, min(24, free - len(label))))
         row = Table.grid(padding=(0, 1))
         for _ in range(4):
             row.add_column(no_wrap=True)
-        row.add_row(label, bar, f"{fraction:4.0%}", facts)
+        row.add_row(label, bar, f"{fraction:4.0%}", shown)
         if self._live is None:
             self._live = Live(row, console=self._console, transient=True, auto_refresh=False)
             self._live.start()
