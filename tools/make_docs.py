@@ -98,7 +98,8 @@ def page() -> str:
     for title, schema, path in SECTIONS:
         parts.append(_section(title, _follow(schema, path)))
     parts.append("## Verbs\n")
-    for name, command in luban.commands.items():
+    for name in luban.list_commands(click.Context(luban)):
+        command = luban.commands[name]
         inner = command.commands.items() if isinstance(command, click.Group) else [("", command)]
         parts += [_verb(f"{name} {sub}".strip(), each) for sub, each in inner]
     return "\n".join(parts)
@@ -299,22 +300,26 @@ def _default(field: FieldInfo) -> str:
 def _verb(name: str, command: click.Command) -> str:
     """Describe a verb: what it does, its arguments, its options."""
     text = inspect.cleandoc(command.help or "")
-    lines = [line for line in text.splitlines() if line != "\b"]
-    about: list[str] = []
-    examples: list[str] = []
-    for line in lines:
-        (examples if line.startswith("  ") else about).append(line.strip())
+    parts = []
+    for paragraph in text.split("\n\n"):
+        as_it_stands = paragraph.removeprefix("\b\n")
+        first, _, rest = as_it_stands.partition("\n")
+        if first in ("Example:", "Examples:"):
+            parts.append(f"```sh\n{inspect.cleandoc(rest)}\n```")
+        elif as_it_stands != paragraph:
+            parts.append(f"```\n{as_it_stands}\n```")
+        else:
+            parts.append(_one_line(paragraph))
     arguments = [_metavar(p) for p in command.params if isinstance(p, click.Argument)]
     usage = " ".join(["luban", name, "[OPTIONS]", *arguments])
-    summary = _one_line(" ".join(line for line in about if line != "Examples:"))
-    shown = "\n".join(examples)
-    code = f"```sh\n{shown}\n```\n\n" if examples else ""
     options = [
         (f"`{' '.join([*p.opts, *_value_of(p)])}`", _option_default(p), _help(p))
         for p in command.params
         if isinstance(p, click.Option)
     ]
-    return f"### `{usage}`\n\n{summary}\n\n{code}" + _table(("option", "default", "meaning"), options)
+    return (
+        f"### `{usage}`\n\n" + "\n\n".join(parts) + "\n\n" + _table(("option", "default", "meaning"), options)
+    )
 
 
 def _metavar(argument: click.Argument) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -10,20 +11,29 @@ import click
 
 from luban import __version__, cli_plan, cli_runs, cli_tasks
 from luban.cli_answers import importing, print_json, tell_trained, told, verb
+from luban.wrapping import wrapped
 
 _UNITS = ("documents", "tokens", "rows")
+_ORDER = "quickstart recipes plan train resume runs compare evaluate predict export report rates prepare new doctor"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Verbs(click.Group):
+    """The verbs in the order in which they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(self.commands, key=_ORDER.split().index)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="luban")
 def luban() -> None:
     """Build real models on the machine you have: text, pictures, tables, translation.
 
     \b
     First steps:
-      luban quickstart                          a model in three minutes, on text that comes along
-      luban quickstart --text FILE_OR_FOLDER    the same on your text
-      luban recipes                             what luban can train out of the box
+      luban quickstart              a model in three minutes, from text that comes along
+      luban quickstart --text FILE  the same from your own text, a file or a folder
+      luban recipes                 what luban can train out of the box
     """
 
 
@@ -86,7 +96,13 @@ def train(
 )
 @verb
 def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Measure a model on data: the figures of its task, each with a 95 % interval."""
+    """Measure a model on data: the figures of its task, each with a 95 % interval.
+
+    \b
+    Examples:
+      luban evaluate runs/notes
+      luban evaluate runs/notes --data other.txt
+    """
     with importing():
         from luban.console import Show
         from luban.verbs.evaluate import evaluate as run
@@ -96,9 +112,10 @@ def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) 
         low, high = evaluation.intervals.get(name, (value, value))
         around = f"   [{low:.4f}, {high:.4f}]" if high > low else ""
         click.echo(f"{name.replace('_', ' '):20} {value:10.4f}{around}", err=as_json)
-    click.echo(
-        "on " + ", ".join(f"{count:,} {unit}" for unit, count in evaluation.counts.items()), err=as_json
-    )
+    counts = [
+        f"{n:,} {unit.replace('_', ' ')}" for unit, n in evaluation.counts.items() if n or unit == "rows"
+    ]
+    click.echo("on " + ", ".join(counts), err=as_json)
     if as_json:
         print_json({"status": "done", **evaluation.as_json()})
 
@@ -112,11 +129,15 @@ def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) 
     metavar="FILE",
     help="Rows in a file or folder of the task's formats, or one per line; - is standard input.",
 )
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Of a language model.  [default: 200]")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    help="Of a language model: tokens to write at most.  [default: 200]",
+)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0.0),
-    help="Of a language model; 0 takes the likeliest token.  [default: 0.8]",
+    help="Of a language model: how freely tokens are drawn; 0 takes the likeliest.  [default: 0.8]",
 )
 @click.option(
     "--top-k", type=click.IntRange(min=1), help="Of a language model: draw from the k likeliest tokens."
@@ -132,18 +153,25 @@ def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) 
     help="Of a language model: drop tokens less likely than p times the likeliest.",
 )
 @click.option(
-    "--repetition-penalty", type=click.FloatRange(min=0.0, min_open=True), help="Of a language model."
+    "--repetition-penalty",
+    type=click.FloatRange(min=0.0, min_open=True),
+    help="Of a language model: above 1, tokens that came before become less likely.",
 )
 @click.option("--stop", multiple=True, help="Of a language model: end where this text comes.")
-@click.option("--seed", type=int, help="Of a language model.  [default: 0]")
+@click.option("--seed", type=int, help="Of a language model: another seed is another draw.  [default: 0]")
 @click.option("--beam", type=click.IntRange(min=1), help="Of translation: hypotheses kept.")
 @verb
 def predict(folder: str, rows: tuple[str, ...], source: str | None, as_json: bool, **options: Any) -> None:
     """Answer rows, from arguments, a file, a folder or standard input. With --json, one line per row.
 
+    A row is what the model's task reads: a prompt or a text, an object with the columns of a table, the path of a
+    picture.
+
     \b
-    A row is what the model's task reads: a prompt or a text, an object with the columns of a table
-    ('{"age": 39, ...}'), the path of a picture.
+    Examples:
+      luban predict runs/notes "Once upon a time"
+      luban predict runs/customers '{"age": 39, "city": "Rome"}'
+      luban predict runs/reviews --input new.csv
     """
     # Its bytes: what the terminal's encoding cannot read is one bad row, not the end.
     given: Any = sys.stdin.buffer if source == "-" or (source is None and not rows) else source
@@ -193,7 +221,15 @@ def _stream(folder: str, prompt: str, settings: Mapping[str, Any]) -> bool:
 @click.option("--out", metavar="DIR", required=True, help="The folder to make.")
 @verb
 def prepare(recipe: str, overrides: tuple[str, ...], out: str, as_json: bool) -> None:
-    """Clean, tokenise and pack a recipe's data into DIR; runs share it with data.source=DIR (data.train=DIR)."""
+    """Clean, tokenise and pack a recipe's data into DIR, once for several runs.
+
+    \b
+    Examples:
+      luban prepare text data.source=notes/ --out prepared
+      luban train text data.source=prepared --out runs/notes
+
+    A task on rows is given it as data.train=DIR.
+    """
     from luban.console import Show, short
     from luban.verbs.prepare import prepare as run
 
@@ -219,9 +255,11 @@ def recipes(as_json: bool) -> None:
     if as_json:
         print_json({"recipes": {name: about.model_dump() for name, about in found.items()}})
         return
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for name, about in found.items():
         click.echo(click.style(name, bold=True))
-        click.echo(f"  makes  {about.makes}\n  from   {about.data}\n  in     {about.time}\n")
+        lines = f"  makes: {about.makes}\n  from:  {about.data}\n  in:    {about.time}\n"
+        click.echo(wrapped(lines, columns) + "\n")
 
 
 @luban.command(short_help="Make a model from raw text in minutes.")
@@ -243,7 +281,13 @@ def recipes(as_json: bool) -> None:
 @click.option("--out", metavar="DIR", help="The run's folder.  [default: a new one under runs/]")
 @verb
 def quickstart(minutes: float, text: str | None, language: str, out: str | None, as_json: bool) -> None:
-    """Make a language model from raw text in minutes: clean, tokenise, train, evaluate, write."""
+    """Make a language model from raw text in minutes: clean, tokenise, train, evaluate, write.
+
+    \b
+    Examples:
+      luban quickstart
+      luban quickstart --text notes/ --minutes 10
+    """
     with importing():
         from luban.console import Show
         from luban.verbs.quickstart import quickstart as run

@@ -24,6 +24,11 @@ def plan(recipe: str, overrides: tuple[str, ...], out: str | None, as_json: bool
 
     The data is prepared in a folder that is removed again, and a few real steps, an evaluation and a checkpoint are
     made. For data that takes long to prepare: `luban prepare` first, then plan and train on that.
+
+    \b
+    Examples:
+      luban plan text data.source=notes/ train.minutes=30
+      luban plan notes.yaml
     """
     with importing():
         from luban.console import Show
@@ -49,6 +54,10 @@ def rates(recipe: str, overrides: tuple[str, ...], out: str | None, steps: int, 
 
     The rate rises from step to step on the run's own data and optimizer. Suggested is where the loss falls fastest, or
     a tenth of where it diverges, whichever is lower.
+
+    \b
+    Example:
+      luban rates text data.source=notes/
     """
     from luban.console import Show
     from luban.verbs.rates import rates as find_out

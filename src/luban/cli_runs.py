@@ -17,9 +17,12 @@ def runs(folders: tuple[str, ...], as_json: bool) -> None:
     """List the runs below runs/, or below the folders given; a single RUN is shown on one screen.
 
     \b
-    live      some process holds it           stopped   asked to stop; can go on
-    finished  trained and evaluated           failed    ended with an error
-    died      no end on record: killed        broken    its files are damaged
+    live      some process holds it
+    finished  trained and evaluated
+    stopped   asked to stop; can go on
+    failed    ended with an error
+    died      no end on record: killed
+    broken    its files are damaged
     """
     import time
     from pathlib import Path
@@ -52,6 +55,10 @@ def resume(run: str, as_json: bool) -> None:
     """Go on with a run that was stopped, killed, or failed; a finished one is left as it is.
 
     A run whose budget is steps or tokens ends with the same bytes as if nothing had happened.
+
+    \b
+    Example:
+      luban resume runs/notes
     """
     with importing():
         from luban.console import Show
@@ -93,7 +100,12 @@ def report(run: str, out: str | None, as_json: bool) -> None:
 def compare(folders: tuple[str, ...], html: str | None, as_json: bool) -> None:
     """Compare runs with the first: settings, data, figures, speed.
 
-    Two runs measured on the same held-out text get a paired 95 % interval of their difference.
+    Two runs measured on the same held-out rows or text get a paired 95 % interval of their difference.
+
+    \b
+    Examples:
+      luban compare runs/small runs/large
+      luban compare runs/small runs/large --html compared.html
     """
     from luban.verbs.compare import compare as find
     from luban.verbs.compare import told

@@ -42,6 +42,11 @@ def export(folder: str, out: str, as_json: bool) -> None:
     (of a language model `luban predict` alone).
 
     The graph is run on rows beside the model, and the largest difference is printed and kept.
+
+    \b
+    Examples:
+      luban export runs/reviews --out exported
+      luban predict exported --input new.csv
     """
     from luban.console import Show
     from luban.verbs.export import export as write
