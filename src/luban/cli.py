@@ -31,8 +31,8 @@ def luban() -> None:
 
     \b
     First steps:
-      luban quickstart              a model in three minutes, from text that comes along
-      luban quickstart --text FILE  the same from your own text, a file or a folder
+      luban quickstart              a model in three minutes from built-in text
+      luban quickstart --text FILE  the same from your own text, file or folder
       luban recipes                 what luban can train out of the box
     """
 
