@@ -256,8 +256,6 @@ def training_practice_is_heeded(task: type[Task], folder: Path) -> None:
 
 def folds_are_one_run(task: type[Task], folder: Path) -> None:
     """`data.folds` trains as many models as it says, and gives means and spread."""
-    if not _on_rows(task):
-        return  # a text is not cut into folds
     rows = write_rows(folder / "rows", task.sample(ROWS, random.Random(16)))
     recipe = _recipe(task, rows, {"steps": 2})
     recipe["data"] |= {"folds": 2}

@@ -106,10 +106,28 @@ def settled(value: T | None, key: str) -> T:
 Every = Annotated[Interval, BeforeValidator(Interval.parse), PlainSerializer(_written)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
+FoldCount = Annotated[int, Field(ge=2, le=100)]
+FoldNumber = Annotated[int, Field(ge=0)]
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 BUDGETS = ("minutes", "epochs", "tokens", "steps")
 """What a training may be given of; a recipe names exactly one."""
+
+
+def check_folds(folds: int | None, fold: int | None, *, of: str, judge: str, given: object) -> None:
+    """Refuse a number that is no fold's, and folds beside data that judges already.
+
+    Arguments:
+        of: the key of the data that is cut into folds. judge: that of the data a fold stands in for.
+        given: what the recipe has there.
+
+    Raises:
+        ValueError: as a validator does.
+    """
+    if folds is not None and given is not None:
+        raise ValueError(f"folds are parts of {of}, each the {judge} of one run; leave data.{judge} out")
+    if fold is not None and (folds is None or fold >= folds):
+        raise ValueError(f"fold counts from 0 to folds - 1 ({folds} folds)")
 
 
 class CleanRecipe(Section):
@@ -166,6 +184,11 @@ class TextData(Section):
     together."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     """The share held out: of documents, or with `tail` of characters."""
+    folds: FoldCount | None = None
+    """Cross-validation: as many runs in one, each holding out another part of `source`, by `split`; reported with
+    their spread. `validation_fraction` then means nothing."""
+    fold: FoldNumber | None = None
+    """Which of the folds this run holds out, from 0; set by a run over all folds."""
     tokenizer: str = "bpe"
     """`bpe` (byte-level) or `char`, trained on the training text; or the path of a tokenizer.json or of the
     folder that holds one."""
@@ -183,6 +206,11 @@ class TextData(Section):
     """Processes that clean; 0 means one for each core where there are 16 MB or more to read, else one."""
     seed: int = 0
     """Chooses which documents are held out."""
+
+    @model_validator(mode="after")
+    def _folds_fit(self) -> Self:
+        check_folds(self.folds, self.fold, of="source", judge="validation", given=self.validation)
+        return self
 
     @property
     def place(self) -> str | list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from luban.recipe import Fraction, Positive, Recipe, Section
+from luban.recipe import FoldCount, FoldNumber, Fraction, Positive, Recipe, Section, check_folds
 
 
 class RowData(Section):
@@ -23,9 +23,9 @@ class RowData(Section):
     rows are on one side."""
     test_fraction: Fraction = 0.1
     """The share of `train` taken for testing where no `test` is given; 0 takes none, and validation judges."""
-    folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    folds: FoldCount | None = None
     """Cross-validation: as many runs in one, each tested on another part of `train`; reported with their spread."""
-    fold: Annotated[int, Field(ge=0)] | None = None
+    fold: FoldNumber | None = None
     """Which of the folds this run tests on, from 0; set by a run over all folds."""
     id: str | None = None
     """The column that names a row: one whose name came before, in whichever split, is a bad row. No network sees it."""
@@ -41,10 +41,7 @@ class RowData(Section):
 
     @model_validator(mode="after")
     def _folds_fit(self) -> Self:
-        if self.folds is not None and self.test is not None:
-            raise ValueError("folds are parts of train, each the test of one run; leave data.test out")
-        if self.fold is not None and (self.folds is None or self.fold >= self.folds):
-            raise ValueError(f"fold counts from 0 to folds - 1 ({self.folds} folds)")
+        check_folds(self.folds, self.fold, of="train", judge="test", given=self.test)
         return self
 
     @property

@@ -162,6 +162,54 @@ def test_a_tail_over_files_and_rows_joins_them_with_line_feeds(tmp_path):
     assert len(parts) == 2
 
 
+def test_each_document_is_held_out_in_one_fold_with_its_copies(tmp_path):
+    given = [*stories(60), *stories(20)]
+    rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in given)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    held_out = []
+    for fold in range(3):
+        recipe = data(tmp_path / "rows.jsonl", folds=3, fold=fold, clean=None)
+        prepared = prepare(recipe, tmp_path / f"fold-{fold}")
+        train = list(texts_of(prepared.train, prepared.tokenizer))
+        validation = list(texts_of(prepared.validation, prepared.tokenizer))
+        assert sorted(train + validation) == sorted(given)
+        assert not set(train) & set(validation)
+        held_out += validation
+        split = prepared.report["split"]
+        assert (split["rule"], split["folds"], split["fold"], split["overlap"]["exact"]) == (
+            "document",
+            3,
+            fold,
+            0,
+        )
+    assert sorted(held_out) == sorted(given)
+
+
+def test_the_folds_of_a_tail_are_pieces_and_the_rest_stays_in_two(tmp_path):
+    letters = "".join(chr(ord("a") + i % 26) for i in range(100))
+    rows = [letters[i : i + 9] for i in range(0, 100, 9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    whole = "\n".join(rows)
+    cuts = [len(whole) * fold // 3 for fold in range(4)]
+    for fold in range(3):
+        recipe = data(tmp_path / "rows.jsonl", split="tail", folds=3, fold=fold, tokenizer="char", clean=None)
+        prepared = prepare(recipe, tmp_path / f"fold-{fold}")
+        first, last = cuts[fold : fold + 2]
+        assert list(texts_of(prepared.validation, prepared.tokenizer)) == [whole[first:last]]
+        rest = [text for text in (whole[:first], whole[last:]) if text]
+        assert list(texts_of(prepared.train, prepared.tokenizer)) == rest
+        assert prepared.report["split"]["rule"] == "tail"
+
+
+def test_a_text_too_short_for_its_folds_is_an_error(tmp_path):
+    (tmp_path / "a.txt").write_text("few")
+    with pytest.raises(DataError, match="too short to be cut into 5 folds"):
+        prepare(data(tmp_path / "a.txt", split="tail", folds=5), tmp_path / "data")
+    with pytest.raises(DataError, match="folds have no document to hold out"):
+        prepare(data(tmp_path / "a.txt", folds=5), tmp_path / "data")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_one_document_says_to_take_the_tail(tmp_path):
     (tmp_path / "a.txt").write_text("only a few words")
     with pytest.raises(DataError, match=r"data\.split=tail"):

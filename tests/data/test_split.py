@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luban.data.fingerprint import Fingerprint, describe_difference, fingerprint_of
-from luban.data.split import DocumentSplit, draw, tail_cut
+from luban.data.split import DocumentFolds, DocumentSplit, draw, piece_of, tail_cut
 from luban.errors import CheckpointError, DataError, InputError
 from luban.recipe import TextData
 
@@ -55,6 +55,43 @@ def test_one_document_is_an_error_that_names_the_tail(given_digests):
         split.add(digest)
     with pytest.raises(DataError, match=r"data\.split=tail"):
         split.sides()
+
+
+def held_out(given_digests, folds, fold, seed=0):
+    split = DocumentFolds(folds, fold, seed)
+    for digest in given_digests:
+        split.add(digest)
+    return {digest for digest, out in zip(given_digests, split.sides().tolist(), strict=True) if out}
+
+
+@given(st.integers(2, 8), st.integers(0, 5))
+def test_a_document_is_in_one_fold_whatever_is_added_and_the_first_is_what_a_share_holds_out(folds, seed):
+    many = [i.to_bytes(16, "little") for i in range(400)]
+    parts = [held_out(many[:200] * 2, folds, fold, seed) for fold in range(folds)]
+    assert sum(map(len, parts)) == 200 and set.union(*parts) == set(many[:200])
+    for fold, part in enumerate(parts):
+        assert held_out(many[::-1], folds, fold, seed) & set(many[:200]) == part
+    assert parts[0] == {digest for digest, out in sides(many[:200], 1 / folds, seed)[0].items() if out}
+
+
+@pytest.mark.parametrize("given_digests", [[], [b"x" * 16] * 3, [bytes([i]) * 16 for i in range(9)]])
+def test_a_fold_without_a_document_is_told_in_every_fold(given_digests):
+    for fold in (0, 7):
+        with pytest.raises(DataError, match="of 20 folds have no document") as empty:
+            held_out(given_digests, 20, fold)
+        assert empty.value.received == f"different documents: {len(set(given_digests))}"
+
+
+@given(st.integers(2, 100), st.integers(0, 10**9))
+def test_pieces_follow_each_other_and_are_equal_to_the_character(folds, characters):
+    if characters < folds:
+        with pytest.raises(DataError, match="too short"):
+            piece_of(characters, folds, 0)
+        return
+    pieces = [piece_of(characters, folds, fold) for fold in range(folds)]
+    assert [piece.start for piece in pieces] == [0, *(piece.stop for piece in pieces[:-1])]
+    assert pieces[-1].stop == characters
+    assert {len(piece) for piece in pieces} <= {characters // folds, characters // folds + 1}
 
 
 @given(st.integers(100, 10**9))
@@ -112,7 +149,10 @@ def test_every_change_is_named_with_what_was_and_what_is(recipe, tmp_path):
 def test_every_setting_that_shapes_the_data_is_in_the_fingerprint(recipe):
     matters = set(fingerprint_of(recipe).settings)
     elsewhere = {"source", "validation", "length", "attention", "workers"}
-    assert matters == set(TextData.model_fields) - elsewhere
+    assert matters == set(TextData.model_fields) - elsewhere - {"folds", "fold"}
+    folds = [recipe.model_copy(update={"folds": 2, "fold": fold}) for fold in (0, 1)]
+    assert set(fingerprint_of(folds[0]).settings) == set(TextData.model_fields) - elsewhere
+    assert len({fingerprint_of(one).sha256 for one in (recipe, *folds)}) == 3
 
 
 def test_the_order_of_files_counts(recipe, tmp_path):

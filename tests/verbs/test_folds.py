@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from luban.console import Show
+from luban.data.prepare import Prepared
 from luban.data.row_sets import PreparedRows
 from luban.durable import sha256
 from luban.errors import DataError, InputError, RecipeError, Stopped
@@ -20,8 +21,11 @@ from luban.signals import StopRequest
 from luban.tasks.tabular import Tabular
 from luban.tasks.text_classification import TextClassification
 from luban.training.faults import Faults
+from luban.verbs.compare import compare
 from luban.verbs.folds import folds_of
 from luban.verbs.load import load
+from luban.verbs.plan import plan
+from luban.verbs.prepare import prepare
 from luban.verbs.resume import resume
 from luban.verbs.train import Tools, train
 
@@ -214,3 +218,108 @@ def test_simpler_models_stand_beside_the_mean_of_the_folds(tmp_path: Path) -> No
     for number, one in enumerate(whole):
         expected = [fold[number]["metrics"]["roc_auc"] for fold in folds]
         assert one["metrics"]["roc_auc"] == pytest.approx(statistics.fmean(expected))
+
+
+@pytest.fixture(scope="module")
+def text_recipe(small: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **small,
+        "data": {**small["data"], "folds": FOLDS},
+        "train": {**small["train"], "steps": STEPS, "checkpoint_every": 2},
+    }
+
+
+@pytest.fixture(scope="module")
+def text_run(text_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(text_recipe, out=tmp_path_factory.mktemp("text") / "run").folder
+
+
+def test_every_text_is_held_out_of_one_fold_and_trained_on_in_the_others(
+    text_run: Path, text_file: Path
+) -> None:
+    held_out: Counter[str] = Counter()
+    for fold in range(1, FOLDS + 1):
+        data = Prepared(text_run / "folds" / f"fold-{fold}" / "data")
+        texts = {
+            shards.split: {
+                data.tokenizer.decode(shards.read(first, first + tokens - 1).tolist())
+                for first, tokens, *_ in shards.documents.tolist()
+            }
+            for shards in (data.train, data.validation)
+        }
+        assert not texts["train"] & texts["validation"]
+        assert len(texts["train"] | texts["validation"]) == 80
+        held_out.update(texts["validation"])
+    written = [json.loads(line)["text"] for line in text_file.read_text("utf-8").splitlines()]
+    assert held_out == Counter(written)
+
+
+def test_a_language_model_over_folds_is_reported_planned_and_compared_as_rows_are(
+    text_run: Path, text_recipe: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    result, parts = told(text_run), [told(text_run / "folds" / f"fold-{n}") for n in range(1, FOLDS + 1)]
+    assert result["metrics"].keys() == result["spread"].keys() == parts[0]["metrics"].keys()
+    values = [part["metrics"]["bits_per_byte"] for part in parts]
+    assert len(set(values)) == FOLDS
+    assert result["primary"]["value"] == pytest.approx(statistics.mean(values))
+    assert result["spread"]["bits_per_byte"] == pytest.approx(statistics.stdev(values))
+    assert (result["steps"], result["unit"], result["continues_text"]) == (FOLDS * STEPS, "tokens", True)
+    page = (text_run / "report.html").read_text("utf-8")
+    assert f"Means over {FOLDS} folds" in page and "Standard deviation" in page
+    assert load(text_run).predict(["the king"], max_tokens=2)[0]["prompt"] == "the king"
+    assert plan(text_recipe, out=tmp_path)["folds"] == FOLDS
+    found = compare([text_run, finished])
+    of_folds, of_one = (side.label for side in found.sides)
+    told_folds = next(row for row in found.settings if row.name == "data.folds")
+    assert told_folds.values == {of_folds: FOLDS, of_one: None}
+    assert found.figures["bits_per_byte"][of_folds]["value"] == result["primary"]["value"]
+    assert "it is over folds" in found.pairings[of_one].why
+
+
+def test_a_language_model_stopped_in_its_second_fold_goes_on_to_the_same_figures(
+    text_recipe: dict[str, Any], text_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(text_recipe, out=folder, tools=stopping(2, 2))
+    assert sorted(path.name for path in (folder / "folds").iterdir()) == ["fold-1", "fold-2"]
+    finished = {path: path.stat().st_mtime_ns for path in _files(folder, 1)}
+    resume(folder, tools=quiet())
+    again, straight = told(folder), told(text_run)
+    for name in ("metrics", "spread", "folds", "primary", "steps", "tokens", "flops", "model_of"):
+        assert again[name] == straight[name], name
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert sha256(folder / "model" / "model.safetensors") == sha256(text_run / "model" / "model.safetensors")
+
+
+def test_pieces_of_one_text_are_folds(text_recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text(" ".join(f"word {n}" for n in range(600)), "utf-8")
+    data = {**text_recipe["data"], "source": str(tmp_path / "one.txt"), "split": "tail", "folds": 2}
+    run = train({**text_recipe, "data": data}, out=tmp_path / "run").folder
+    assert len(told(run)["folds"]) == 2
+
+
+def test_what_of_a_text_cannot_be_in_folds_is_refused(
+    small: dict[str, Any], text_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    def tried(**data: Any) -> None:
+        train({**small, "data": {**small["data"], **data}}, out=tmp_path / "run")
+
+    with pytest.raises(RecipeError, match=r"folds are parts of source.*leave data\.validation out"):
+        tried(folds=FOLDS, validation=small["data"]["source"])
+    with pytest.raises(RecipeError, match="fold counts from 0 to folds - 1"):
+        tried(folds=FOLDS, fold=FOLDS)
+    with pytest.raises(RecipeError, match="fold counts from 0 to folds - 1"):
+        tried(fold=0)
+    prepare(small, out=tmp_path / "whole")
+    with pytest.raises(RecipeError, match="folds split the data anew"):
+        tried(source=str(tmp_path / "whole"), folds=FOLDS)
+    with pytest.raises(RecipeError, match=r"prepared with another data\.folds"):
+        tried(source=str(tmp_path / "whole"), folds=FOLDS, fold=1)
+    prepare(text_recipe, "data.fold=1", out=tmp_path / "one")
+    with pytest.raises(RecipeError, match=r"prepared with another data\.fold"):
+        tried(source=str(tmp_path / "one"), folds=FOLDS, fold=2)
+    assert not (tmp_path / "run").exists()
+    tried(source=str(tmp_path / "one"))  # one of them may be prepared, and is trained on as what it is
+    assert told(tmp_path / "run", "recipe.json")["data"]["fold"] == 1
+    assert not (tmp_path / "run" / "folds").exists()

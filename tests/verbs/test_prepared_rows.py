@@ -48,7 +48,7 @@ def test_another_setting_than_the_rows_were_prepared_with_is_refused(tmp_path: P
     with pytest.raises(RecipeError, match=r"prepared with another data\.characters") as refused:
         train(recipe_of(SequenceLabelling, str(place), characters=7), out=tmp_path / "run")
     assert refused.value.received == "data.characters=7" and refused.value.where == place
-    assert refused.value.fix == "they have data.characters=3: say so or leave it out, or prepare them anew"
+    assert refused.value.fix == "it has data.characters=3: say so or leave it out, or prepare it anew"
     same = recipe_of(SequenceLabelling, str(place), characters=3)
     given = with_what_is_given(SequenceLabelling.recipe.model_validate(same))
     assert given.data.characters == 3  # type: ignore[attr-defined]
@@ -67,9 +67,9 @@ def test_a_key_of_the_network_that_preparing_reads_is_held_to_as_well(tmp_path: 
 def test_folds_of_prepared_rows_are_refused(tmp_path: Path) -> None:
     place, rows = tmp_path / "prepared", rows_of(Tabular, tmp_path)
     prepare(recipe_of(Tabular, rows), out=place)
-    with pytest.raises(RecipeError, match="folds split the rows anew") as refused:
+    with pytest.raises(RecipeError, match="folds split the data anew") as refused:
         train(recipe_of(Tabular, str(place), folds=3), out=tmp_path / "run")
-    assert refused.value.fix == "give the file itself as data.train"
+    assert refused.value.fix == "give the files themselves, not the folder they were prepared into"
     assert not (tmp_path / "run").exists()
     prepare(recipe_of(Tabular, rows, folds=3, fold=1), out=tmp_path / "one")  # one of them may be prepared
     assert train(recipe_of(Tabular, str(tmp_path / "one")), out=tmp_path / "run").result["status"] == "done"

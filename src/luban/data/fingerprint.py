@@ -116,7 +116,9 @@ def fingerprint_of(recipe: TextData, stop: Callable[[], None] = lambda: None) ->
         return Fingerprint.from_dict(read_json(Path(recipe.source).expanduser() / FINGERPRINT))
     files, held_out = source_files(recipe)
     prints = file_prints("source", files, stop) + file_prints("validation", held_out, stop)
-    settings = recipe.model_dump(mode="json", exclude=_NO_MATTER)
+    # Without folds as of texts that were prepared before there were such keys.
+    absent = {"folds", "fold"} if recipe.folds is None else set()
+    settings = recipe.model_dump(mode="json", exclude=_NO_MATTER | absent)
     if recipe.tokenizer in _TRAINED:
         settings["tokenizer"] = recipe.tokenizer
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from luban.data.personal import mask_personal
 from luban.data.shards import ShardWriter, TokenShards
 from luban.data.sifting import Sifter
 from luban.data.spill import Spill
-from luban.data.split import tail_cut
+from luban.data.split import piece_of, tail_cut
 from luban.data.tokenizer import Tokenizer, train_tokenizer
 from luban.data.tokenizer_file import TOKENIZER_JSON
 from luban.durable import DISK, FileSystem, new_folder, read_json, storage_errors, verify_folder, write_json
@@ -186,10 +186,10 @@ class _Preparation:
         recipe = self._recipe
         if recipe.tokenizer in ("bpe", "char"):
             texts = _Texts(
-                text
+                part.text
                 for number, batch in spill.batches(self._stop, self._of("tokenizer"))
-                for side, _, text in sides.cut(number, batch)
-                if side == "train"
+                for part in sides.cut(number, batch)
+                if part.side == "train"
             )
             with texts:
                 tokenizer = train_tokenizer(
@@ -214,8 +214,8 @@ class _Preparation:
         unknown, shown = 0, {}
         for number, batch in spill.batches(self._stop, self._of("tokens")):
             parts = list(sides.cut(number, batch))
-            for (side, document, text), ids in zip(
-                parts, tokenizer.encode_batch([text for _, _, text in parts]), strict=True
+            for (side, document, text, end), ids in zip(
+                parts, tokenizer.encode_batch([part.text for part in parts]), strict=True
             ):
                 array = np.asarray(ids, dtype=np.int32)
                 if tokenizer.unknown_id is not None:
@@ -223,7 +223,7 @@ class _Preparation:
                 if document in sides.to_show:
                     shown[document] = snippet(text)
                 size = len(text.encode("utf-8"))
-                writers[side].add(array, bytes=size, characters=len(text), end=not sides.as_stream)
+                writers[side].add(array, bytes=size, characters=len(text), end=end)
         return {split: writer.close() for split, writer in writers.items()}, unknown, shown
 
 
@@ -255,16 +255,26 @@ class _Texts:
             raise self._raised
 
 
+class _Part(NamedTuple):
+    """A document, or what one side has of it; `end` says that what follows on that side does not go on from it."""
+
+    side: str
+    document: int
+    text: str
+    end: bool
+
+
 class _Sides:
     """Which side every document, or every character of a stream, is on."""
 
     def __init__(self, recipe: TextData, sifter: Sifter, spill: Spill) -> None:
         self._recipe, self._sifter = recipe, sifter
         self.as_stream = sifter.as_stream
-        self._cut = tail_cut(spill.characters, recipe.validation_fraction) if self.as_stream else 0
-        self._position = 0
+        self._characters = spill.characters
+        self._piece = self._piece_of(spill.characters) if self.as_stream else range(0)
         if self.as_stream:
-            self._held_out = np.array(sifter.starts, np.int64) >= self._cut
+            starts = np.array(sifter.starts, np.int64)
+            self._held_out = (starts >= self._piece.start) & (starts < self._piece.stop)
         elif recipe.validation is not None:
             self._held_out = np.array(sifter.groups, bool)
             if self._held_out.all() or not self._held_out.any():
@@ -275,32 +285,39 @@ class _Sides:
         self._counts, self._pairs = sifter.overlap(self._held_out)
         self.to_show = {number for pair in self._pairs for number in pair}
 
-    def cut(self, number: int, batch: list[str]) -> Iterator[tuple[str, int, str]]:
-        """Yield (side, number of the document, text) for documents from `number` on; the tail's first may be
-        cut."""
-        for offset, text in enumerate(batch):
-            document = number + offset
+    def _piece_of(self, characters: int) -> range:
+        """Return the characters of a stream that are held out."""
+        recipe = self._recipe
+        if recipe.folds is not None:
+            return piece_of(characters, recipe.folds, recipe.fold or 0)
+        return range(tail_cut(characters, recipe.validation_fraction), characters)
+
+    def cut(self, number: int, batch: list[str]) -> Iterator[_Part]:
+        """Yield the parts of documents from `number` on; of a stream, those where the held-out piece begins and ends
+        are cut."""
+        for document, text in enumerate(batch, number):
             if not self.as_stream:
-                yield SPLITS[int(self._held_out[document])], document, text
+                yield _Part(SPLITS[int(self._held_out[document])], document, text, end=True)
                 continue
-            before = self._cut - self._sifter.starts[document]
-            if before > 0:
-                yield "train", document, text[:before]
-            if before < len(text):
-                yield "validation", document, text[max(0, before) :]
+            start, piece = self._sifter.starts[document], self._piece
+            for side, first, last in (
+                ("train", 0, piece.start),
+                ("validation", piece.start, piece.stop),
+                ("train", piece.stop, self._characters),
+            ):
+                if part := text[max(0, first - start) : max(0, last - start)]:
+                    yield _Part(side, document, part, end=start + len(text) >= last)
 
     def described(self) -> dict[str, Any]:
         """Return how the split was made, for the report."""
+        recipe = self._recipe
+        if self.as_stream and recipe.folds is not None:
+            return {"rule": "tail", "folds": recipe.folds, "fold": recipe.fold or 0}
         if self.as_stream:
-            return {"rule": "tail", "validation_fraction": self._recipe.validation_fraction}
-        if self._recipe.validation is not None:
+            return {"rule": "tail", "validation_fraction": recipe.validation_fraction}
+        if recipe.validation is not None:
             return {"rule": "files"}
-        return {
-            "rule": "document",
-            "validation_fraction": self._recipe.validation_fraction,
-            "seed": self._recipe.seed,
-            "forced": self._sifter.split.forced,
-        }
+        return self._sifter.split.described()
 
     def overlap(self, shown: dict[int, str]) -> dict[str, Any]:
         """Return the overlap for the report, with the texts of its examples."""

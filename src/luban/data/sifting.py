@@ -18,7 +18,7 @@ from luban.data.reading import read_rows
 from luban.data.rows import Row
 from luban.data.sources import SourceFile
 from luban.data.spill import BATCH_CHARACTERS, BATCH_DOCUMENTS, Spill
-from luban.data.split import DocumentSplit
+from luban.data.split import DocumentFolds, DocumentSplit
 from luban.data.workers import clean_in_order, cores
 from luban.errors import DataError
 from luban.recipe import TextData
@@ -66,7 +66,11 @@ class Sifter:
         self._exact = recipe.clean is not None and recipe.clean.exact_duplicates
         self._near = recipe.clean.near_duplicates if recipe.clean is not None else None
         self.index = DuplicateIndex(self._near if self._near is not None else SIMILAR)
-        self.split = DocumentSplit(recipe.validation_fraction, recipe.seed)
+        self.split = (
+            DocumentSplit(recipe.validation_fraction, recipe.seed)
+            if recipe.folds is None
+            else DocumentFolds(recipe.folds, recipe.fold or 0, recipe.seed)
+        )
         self.as_stream = recipe.split == "tail" and not files[1]
         self.groups = array("B")
         self.starts = array("Q")

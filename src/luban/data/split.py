@@ -1,10 +1,11 @@
-"""Which documents are held out: by a hash of the text, so that added data moves none, or the tail."""
+"""Which text is held out: documents by a hash of their text, so that added data moves none, or a piece of it all."""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,22 @@ def draw(digest: bytes, seed: int) -> float:
     return int.from_bytes(hashed.digest(), "little") / 2**64
 
 
-class DocumentSplit:
+class _Draws:
+    """The draws of the documents so far."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._draws = array("d")
+
+    def add(self, digest: bytes) -> None:
+        """Take the next document."""
+        self._draws.append(draw(digest, self._seed))
+
+    def _all(self) -> NDArray[np.float64]:
+        return np.frombuffer(self._draws, np.float64) if self._draws else np.zeros(0)
+
+
+class DocumentSplit(_Draws):
     """Holds out the documents whose draw lies below `fraction`.
 
     Where that would leave a side empty, the document of the smallest draw is held out all the same, or that
@@ -40,13 +56,9 @@ class DocumentSplit:
     """
 
     def __init__(self, fraction: float, seed: int) -> None:
-        self._fraction, self._seed = fraction, seed
-        self._draws = array("d")
+        super().__init__(seed)
+        self._fraction = fraction
         self.forced = False
-
-    def add(self, digest: bytes) -> None:
-        """Take the next document."""
-        self._draws.append(draw(digest, self._seed))
 
     def sides(self) -> NDArray[np.bool_]:
         """Return for each document whether it is held out, (documents,).
@@ -54,7 +66,7 @@ class DocumentSplit:
         Raises:
             DataError: there are no two different documents.
         """
-        draws = np.frombuffer(self._draws, np.float64) if self._draws else np.zeros(0)
+        draws = self._all()
         held_out: NDArray[np.bool_] = draws < self._fraction
         if len(draws) and held_out.all() | ~held_out.any():
             self.forced = True
@@ -67,6 +79,75 @@ class DocumentSplit:
                 fix="set data.split=tail to hold out the end of the text, or name files in data.validation",
             )
         return held_out
+
+    def described(self) -> dict[str, Any]:
+        """Return how the split was made, for the report."""
+        return {
+            "rule": "document",
+            "validation_fraction": self._fraction,
+            "seed": self._seed,
+            "forced": self.forced,
+        }
+
+
+class DocumentFolds(_Draws):
+    """Holds out the documents of one of several folds: those whose draw lies in that of as many equal parts of [0, 1).
+
+    Example:
+        >>> digests = (b"three", b"four", b"five")
+        >>> for fold in range(2):
+        ...     split = DocumentFolds(folds=2, fold=fold, seed=0)
+        ...     for digest in digests:
+        ...         split.add(digest)
+        ...     print(split.sides().tolist())
+        [True, True, False]
+        [False, False, True]
+    """
+
+    def __init__(self, folds: int, fold: int, seed: int) -> None:
+        super().__init__(seed)
+        self._folds, self._fold = folds, fold
+
+    def sides(self) -> NDArray[np.bool_]:
+        """Return for each document whether it is held out, (documents,).
+
+        Raises:
+            DataError: a fold, this or another, has no document.
+        """
+        draws = self._all()
+        folds = (draws * self._folds).astype(np.int64)
+        if empty := self._folds - len(np.unique(folds)):
+            raise DataError(
+                f"{empty} of {self._folds} folds have no document to hold out",
+                received=f"different documents: {len(np.unique(draws)):,}",
+                where="data.folds",
+                fix="take fewer folds, give more text, or set data.split=tail to make folds of equal pieces",
+            )
+        return np.asarray(folds == self._fold)
+
+    def described(self) -> dict[str, Any]:
+        """Return how the split was made, for the report."""
+        return {"rule": "document", "folds": self._folds, "fold": self._fold, "seed": self._seed}
+
+
+def piece_of(characters: int, folds: int, fold: int) -> range:
+    """Return the characters that a fold holds out of a text: one of as many equal pieces, to the character.
+
+    Raises:
+        DataError: a piece would be empty.
+
+    Example:
+        >>> [piece_of(10, 3, fold) for fold in range(3)]
+        [range(0, 3), range(3, 6), range(6, 10)]
+    """
+    if characters < folds:
+        raise DataError(
+            f"the text is too short to be cut into {folds} folds",
+            received=f"{characters} characters",
+            where="data.folds",
+            fix="take fewer folds, or give more text",
+        )
+    return range(characters * fold // folds, characters * (fold + 1) // folds)
 
 
 def tail_cut(characters: int, fraction: float) -> int:

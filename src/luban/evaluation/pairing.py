@@ -64,7 +64,7 @@ def pair(first: Measured, second: Measured, *, resamples: int) -> Pairing:
         if side.documents is None:
             state = side.state
             reason = (
-                "an earlier luban made it, or it is of rows and the other of text"
+                "an earlier luban made it, it is over folds, or it is of rows and the other of text"
                 if state == "finished"
                 else f"it did not finish ({state})"
             )

@@ -29,6 +29,7 @@ from luban.models.loss import cross_entropy_sum, token_losses
 from luban.models.rope import Llama3Scaling
 from luban.recipe import DecoderModel, LanguageModelRecipe, settled
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
+from luban.tasks.prepared_data import held_to
 from luban.tasks.starting import with_its_tokenizer
 from luban.tasks.text_budget import FITTED_STEPS, choose, expected_loss, text_of
 from luban.tasks.text_evaluation import (
@@ -110,8 +111,13 @@ class LanguageModel:
 
     @classmethod
     def as_prepared(cls, recipe: LanguageModelRecipe, folder: Path) -> LanguageModelRecipe:
-        """Return the recipe as it is: windows are cut from prepared text while training."""
-        task = Fingerprint.from_dict(read_json(folder / FINGERPRINT)).settings.get("task", cls.name)
+        """Return the recipe with the fold the text was prepared for; windows are cut from it while training.
+
+        Raises:
+            InputError: it was prepared for another task. RecipeError: the recipe asks for another fold, or for all.
+        """
+        settings = Fingerprint.from_dict(read_json(folder / FINGERPRINT)).settings
+        task = settings.get("task", cls.name)
         if task != cls.name:
             raise InputError(
                 f"the prepared data is not of the task {cls.name}",
@@ -119,7 +125,9 @@ class LanguageModel:
                 where=folder,
                 fix="give texts, or a folder that luban prepare made of texts for a language model",
             )
-        return recipe
+        made = {f"data.{key}": settings.get(key) for key in ("folds", "fold")}
+        found: LanguageModelRecipe = held_to(recipe, made, folder)
+        return found
 
     @classmethod
     def learner(

@@ -32,7 +32,7 @@ from luban.metrics.resampling import Floats, Integers
 from luban.row_recipe import RowRecipe
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
 from luban.tasks.columns import column_of
-from luban.tasks.prepared_rows import encoding_settings, with_their_settings
+from luban.tasks.prepared_data import encoding_settings, with_their_settings
 from luban.tasks.row_learner import BATCH, Places, RowLearner, choices
 from luban.tasks.row_model import RowModel, graph_of, load_row_model, measure_rows, rows_of_file
 from luban.tasks.starting import Start, hub_config, with_its_tokenizer

@@ -1,4 +1,4 @@
-"""Cross-validation: a run whose parts are runs, each tested on another fold of the rows; reported with their spread."""
+"""Cross-validation: a run whose parts are runs, each measured on another fold; reported with their spread."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
     values = {name: [float(r["metrics"][name]) for r in results] for name in names}
     if primary["name"] not in values:
         raise InputError(
-            f"a fold has no {primary['name']}: it has too few rows to measure it",
-            fix="take fewer folds, or more rows",
+            f"a fold has no {primary['name']}: it holds out too little to measure it",
+            fix="take fewer folds, or give more data",
         )
     means = {name: statistics.fmean(figures) for name, figures in values.items()}
     spread = {name: statistics.stdev(figures) for name, figures in values.items()}
@@ -92,7 +92,7 @@ def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
         {"fold": n + 1, "metrics": {name: values[name][n] for name in names}} for n in range(len(results))
     ]
     head = {"name": primary["name"], "value": means[primary["name"]], "direction": primary["direction"]}
-    # The interval of the mean of so many folds, as if they were independent: they share training rows, so it is short.
+    # The interval of the mean of so many folds, as if they were independent: they share training data, so it is short.
     reach = {name: _student(len(results) - 1) * spread[name] / math.sqrt(len(results)) for name in names}
     write_json(
         run.evaluation,

@@ -1,4 +1,4 @@
-"""What rows that were prepared before decide of a recipe: how they were split, cut and encoded cannot be said anew."""
+"""What data that was prepared before decides of a recipe: how it was split, cut and encoded cannot be said anew."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def with_their_settings(kind: type[RowTask], recipe: Any, folder: Path) -> Any:
     """Return a recipe with the settings that the prepared rows in `folder` were made with.
 
     Raises:
-        InputError: they are of another task. RecipeError: the recipe itself names another value, or asks for folds.
+        InputError: they are of another task. RecipeError: see `held_to`.
     """
     settings = Fingerprint.from_dict(read_json(folder / FINGERPRINT), folder / FINGERPRINT).settings
     if settings.get("task") != kind.name:
@@ -46,29 +46,38 @@ def with_their_settings(kind: type[RowTask], recipe: Any, folder: Path) -> Any:
         if key in type(recipe.data).model_fields and key not in kind.while_training
     }
     made |= {place: settings.get(place, _usual(recipe, place)) for place in kind.encoding_keys}
+    return held_to(recipe, made, folder)
+
+
+def held_to(recipe: Any, made: Mapping[str, Any], folder: Path) -> Any:
+    """Return a recipe with the values, at `section.key` places, that the data in `folder` was prepared with.
+
+    Raises:
+        RecipeError: the recipe itself names another value, or asks for folds of what was split once.
+    """
     _check_folds(recipe, made, folder)
     changed = {place: value for place, value in made.items() if value != _value(recipe, place)}
     for place, value in changed.items():
         section, key = place.split(".")
         if key in getattr(recipe, section).model_fields_set and not _both_given(place, value, recipe):
             raise RecipeError(
-                f"the rows were prepared with another {place}",
+                f"the data was prepared with another {place}",
                 received=f"{place}={_value(recipe, place)}",
                 where=folder,
-                fix=f"they have {place}={_said(value)}: say so or leave it out, or prepare them anew",
+                fix=f"it has {place}={_said(value)}: say so or leave it out, or prepare it anew",
             )
     return _with(recipe, changed)
 
 
 def _check_folds(recipe: Any, made: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to train folds on rows that were split once."""
+    """Refuse to train folds on data that was split once."""
     asked, fold = recipe.data.folds or made.get("data.folds"), recipe.data.fold
     if asked is not None and fold is None and made.get("data.fold") is None:
         raise RecipeError(
-            "folds split the rows anew each time, and prepared rows are split already",
+            "folds split the data anew each time, and prepared data is split already",
             received=f"data.folds={asked}",
             where=folder,
-            fix="give the file itself as data.train",
+            fix="give the files themselves, not the folder they were prepared into",
         )
 
 
