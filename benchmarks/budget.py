@@ -87,7 +87,7 @@ def trained(text: str, folder: Path, offer: Offer, seed: int) -> dict[str, Any]:
             [
                 sys.executable, "-m", "luban", "train", f"quickstart-{text}", f"data.source={folder}",
                 f"model.layers={offer.shape.layers}", f"model.width={offer.shape.width}",
-                f"model.heads={offer.shape.heads}", f"data.length={offer.shape.length}",
+                f"model.heads={offer.shape.heads}", f"data.length={offer.shape.length}", "data.short_steps=0",
                 f"train.batch={offer.shape.batch}", f"train.learning_rate={offer.learning_rate}",
                 f"train.tokens={offer.tokens}", f"train.seed={seed}", "train.evaluate_every=1000000",
                 "train.checkpoint_every=10h", "evaluate.sample_tokens=0", "evaluate.bootstrap=0",

@@ -27,9 +27,10 @@ from luban.machine import device_name
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "defaults.json"
-BASE = "as it comes"
+BASE = "whole windows"
 CHANGES: dict[str, tuple[str, ...]] = {
     BASE: (),
+    "half windows for a third of the tokens, as it comes": ("data.short_steps=null",),
     "momentum 0.95, the default elsewhere": ("train.momentum=0.95",),
     "momentum without Nesterov": ("train.nesterov=false",),
     "AdamW for all, rate 2e-3": ("train.optimizer=adamw", "train.learning_rate=2e-3"),
@@ -59,7 +60,7 @@ def loss(text: Path, options: argparse.Namespace, changes: Sequence[str], seed: 
     with tempfile.TemporaryDirectory() as scratch:
         command = [
             sys.executable, "-m", "luban", "train", "shakespeare-char", f"data.source={text}", "train.minutes=null",
-            f"train.tokens={options.tokens}", f"train.dtype={options.dtype}", "train.compile=off",
+            "data.short_steps=0", f"train.tokens={options.tokens}", f"train.dtype={options.dtype}", "train.compile=off",
             "train.evaluate_every=100h", "train.checkpoint_every=100h", f"train.seed={seed}", *changes,
             "--out", f"{scratch}/run", "--json",
         ]  # fmt: skip

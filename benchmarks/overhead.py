@@ -136,7 +136,7 @@ def sitting(folder: Path, data: Path, shape: tuple[str, ...]) -> tuple[dict, Mac
     """Train the shape's steps; return the median seconds of each part, the machine, and the parameters."""
     recipe: Any = read_recipe(
         "shakespeare-char",
-        (f"data.source={data}", *shape, "train.evaluate_every=1000000",
+        (f"data.source={data}", *shape, "data.short_steps=0", "train.evaluate_every=1000000",
          "train.checkpoint_every=10h"),
         tasks.schema_of,
     )  # fmt: skip

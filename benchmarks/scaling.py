@@ -192,7 +192,8 @@ def _least_step(text: str, folder: Path, data: Prepared, shape: Shape) -> float:
 def _named(shape: Shape, rate: float) -> list[str]:
     return [
         f"model.layers={shape.layers}", f"model.width={shape.width}", f"model.heads={shape.heads}",
-        f"data.length={shape.length}", f"train.batch={shape.batch}", f"train.learning_rate={rate}",
+        f"data.length={shape.length}", "data.short_steps=0", f"train.batch={shape.batch}",
+        f"train.learning_rate={rate}",
     ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ def main() -> None:
     run = options.scratch / "run"
     settings = {
         "data.source": options.text.resolve(), "data.validation_fraction": 0.02, "data.length": LENGTH,
+        "data.short_steps": 0,
         "model.layout": "gpt2" if gpt2 else "qwen3", "model.layers": shape.layers, "model.width": shape.width,
         "model.heads": shape.heads, "model.mlp_width": 4 * shape.width if gpt2 else shape.mlp_width,
         "train.minutes": "null", "train.steps": options.total, "train.batch": BATCH, "train.learning_rate": 1e-3,
