@@ -32,7 +32,7 @@ LAW = (0.5144, 0.2178, 0.1505, 0.1841, 0.3893, 12.82, 4.504e-05)
 """Constants of `loss_law`, as `benchmarks/scaling.py fit` prints them."""
 FITTED_STEPS = 200
 """The runs that the law was fitted to have this many steps and more; shorter ones have hardly begun."""
-LEAST_HALVED, MOST_IN_HALVES = 256, 5_000_000
+LEAST_HALVED, MOST_IN_HALVES = 256, 1_500_000
 """The shortest window that first steps halve, and the most tokens of a training that has such steps."""
 COUNTED_TOKENS = 500_000
 """How much of a text the n-gram model counts: enough to tell texts apart, in a second."""
@@ -282,7 +282,8 @@ def batch_of(tokens: int, length: int) -> int:
 def short_steps_of(offer: Offer, steps: int | None = None) -> int:
     """Return how many first steps read half windows: those of a third of the tokens, where that was seen to help.
 
-    Measured for windows of 256 tokens and up to 2.4 million of them (benchmarks/LOG.md).
+    Measured for windows of 256: the less is read in all, the more it helps, and at 2.4 million tokens it costs
+    (benchmarks/LOG.md).
 
     Arguments:
         steps: the budget, where it is one of steps; of these it is every other.
