@@ -121,6 +121,30 @@ def test_each_fold_is_a_run_with_a_report_and_so_is_the_whole(run: Path) -> None
     assert [told(folder, "recipe.json")["data"]["fold"] for folder in folders] == [None, 0, 1, 2]
 
 
+def test_what_is_wrong_with_the_rows_stands_at_the_head_of_the_whole_report(tmp_path: Path) -> None:
+    """A column that gives the target away is worth as much warning over folds as in one run; and a share is no more
+    than all, however far the intervals of two folds reach."""
+    path, draws = tmp_path / "rows.csv", random.Random(2)
+    lines = [f"{draws.random():.4f},{n % 2},7,{'yes' if n % 2 else 'no'}\n" for n in range(80)]
+    path.write_text("size,known_later,same,sold\n" + "".join(lines), "utf-8")
+    small = {**Tabular.smallest()["model"], "members": 2}
+    recipe = {
+        "task": "tabular",
+        "data": {"train": str(path), "folds": 2},
+        "model": small,
+        "train": {"steps": 2, "batch": 8, "compile": "off"},
+        "evaluate": {"bootstrap": 0},
+    }
+    folder = train(recipe, out=tmp_path / "run").folder
+    evaluation, page = told(folder, "evaluation.json"), (folder / "report.html").read_text("utf-8")
+    assert [note["kind"] for note in evaluation["notes"]] == ["constant", "leak"]
+    assert "known_later gives the target away" in page
+    for figure in ("roc_auc", "accuracy", "ece"):
+        found = evaluation["metrics"][figure]
+        assert 0.0 <= found["low"] <= found["value"] <= found["high"] <= 1.0
+    assert "No step was logged" not in page and "folds/fold-1/report.html" in page
+
+
 @pytest.mark.parametrize(
     ("calls", "step", "begun"),
     [(1, 1, 1), (FOLDS, STEPS - 1, FOLDS)],

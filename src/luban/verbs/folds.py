@@ -14,6 +14,7 @@ from luban.durable import new_folder, read_json, write_json
 from luban.errors import InputError, LubanError
 from luban.evaluation.records import said_by_task
 from luban.machine import peak_rss_bytes
+from luban.metrics.directions import bounds
 from luban.recipe import Recipe
 from luban.run import Run
 from luban.verbs.decisions import with_values
@@ -88,6 +89,7 @@ def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
     typical = fold_folder(run, distances.index(min(distances)))
     with new_folder(run.model, run.fs) as new:
         shutil.copytree(typical.model, new, dirs_exist_ok=True)
+    evaluations = [read_json(fold_folder(run, n).evaluation) for n in range(len(results))]
     folds = [
         {"fold": n + 1, "metrics": {name: values[name][n] for name in names}} for n in range(len(results))
     ]
@@ -99,13 +101,14 @@ def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
         {
             "primary": head,
             "metrics": {
-                n: {"value": means[n], "low": means[n] - reach[n], "high": means[n] + reach[n]} for n in names
+                n: {"value": means[n], **_interval(n, means[n], reach[n])} for n in names
             },
             "counts": {"folds": len(results)},
             "worst": [],
             "best": [],
             "folds": folds,
-            "baselines": _baselines([read_json(fold_folder(run, n).evaluation) for n in range(len(results))]),
+            "baselines": _baselines(evaluations),
+            "notes": _notes(evaluations),
         },
         run.fs,
     )
@@ -140,6 +143,26 @@ def _baselines(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
             {"name": name, "metrics": {k: statistics.fmean(one[k] for one in figures) for k in there}}
         )
     return found
+
+
+def _notes(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return what a person has to know of the data before believing a figure: once where every fold says it, else with
+    the fold that does."""
+    said: dict[tuple[str, str], list[int]] = {}
+    for number, evaluation in enumerate(evaluations, 1):
+        for note in evaluation.get("notes", []):
+            said.setdefault((note["kind"], note["detail"]), []).append(number)
+    found = []
+    for (kind, detail), folds in said.items():
+        where = "" if len(folds) == len(evaluations) else f"fold {', '.join(map(str, folds))}: "
+        found.append({"kind": kind, "detail": where + detail})
+    return found
+
+
+def _interval(name: str, mean: float, reach: float) -> dict[str, float]:
+    """Return the ends of an interval around a mean, within what the figure can be."""
+    least, most = bounds(name)
+    return {"low": max(least, mean - reach), "high": min(most, mean + reach)}
 
 
 def _student(freedom: int) -> float:
