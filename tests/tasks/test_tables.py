@@ -528,6 +528,21 @@ def test_a_row_that_cannot_be_answered_says_why(priced: Path) -> None:
     assert math.isfinite(answers[3]["value"])  # an unknown category is no error
 
 
+def test_a_column_that_the_network_does_not_see_may_be_absent(tmp_path: Path) -> None:
+    """One that never changes, and one that differs in every row, are left out of the network; rows to be answered or
+    measured need not have them."""
+    rows = [{"ward": 7, "code": f"no {n}", **row} for n, row in enumerate(houses(60))]
+    model = load(run(tmp_path, rows, train={**STEPS, "steps": 2}).folder)
+    whole = rows[3]
+    short = {name: cell for name, cell in whole.items() if name not in ("ward", "code")}
+    first, second, third = model.predict([whole, short, {"ward": 7}])
+    assert second == first and "error" not in first
+    assert third["error"] == "the row has no size, place, since"
+    few = [{name: cell for name, cell in row.items() if name not in ("ward", "code")} for row in rows]
+    path = write(tmp_path / "few.jsonl", few)
+    assert evaluate(tmp_path / "run", path, bootstrap=0).counts["rows"] == 60
+
+
 def test_columns_in_another_order_measure_the_same(priced: Path, tmp_path: Path) -> None:
     """The last column of this file is not the target, though the recipe names none."""
     rows = houses(25, seed=4)
@@ -612,3 +627,10 @@ def test_the_gallery_shows_rows_by_their_columns(priced: Path) -> None:
     assert errors[0]["parts"][0]["cells"].keys() == {"size", "place", "since", "price"}
     assert errors[0]["where"].startswith("test.jsonl:")
     assert float(errors[0]["expected"]) == pytest.approx(errors[0]["parts"][0]["cells"]["price"], rel=1e-5)
+
+
+def test_an_error_of_a_number_shows_the_number_and_no_probability(priced: Path) -> None:
+    errors = json.loads((priced / "evaluation.json").read_text())["errors"]
+    ((name, value),) = errors[0]["answers"]
+    price = errors[0]["parts"][0]["cells"]["price"]
+    assert name == "" and value == pytest.approx(price, rel=0.5) and value != 1.0

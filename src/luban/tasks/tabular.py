@@ -57,6 +57,10 @@ class Tabular(Classifier):
         if fitted is None:
             return
         self._columns = TableColumns.from_json(fitted.state["columns"])
+        used, seen = fitted.state["roles"]["used"], self._columns
+        self._unseen = set(used) - {*seen.numbers, *seen.dates, *seen.categories}
+        # Some training row had no value of these, or the network does not see them.
+        self._optional = {*fitted.state.get("optional", ()), *self._unseen}
         self._origins = np.array([number["origin"] for number in fitted.state["numbers"]], np.float64)
         self._places = {
             name: {value: number for number, value in enumerate(values, 1)}
@@ -99,8 +103,7 @@ class Tabular(Classifier):
     def _known_roles(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Return the roles that were learned, whatever the order of the columns of another file."""
         roles: Mapping[str, Any] = self.fitted.state["roles"]
-        optional = self.fitted.state.get("optional", ())
-        for name in (*[name for name in roles["used"] if name not in optional], roles["target"]):
+        for name in (*[name for name in roles["used"] if name not in self._optional], roles["target"]):
             column_of(columns, name, (), "data.target" if name == roles["target"] else "data")
         return roles
 
@@ -108,14 +111,14 @@ class Tabular(Classifier):
         """Return the columns that are used, and the target where there is one.
 
         A column that a row of JSON does not have is missing in it; once trained, only of those that some training row
-        had no value of: without another the row cannot be meant.
+        had no value of, or that the network does not see: without another the row cannot be meant.
         """
         used, target = roles["used"], roles["target"]
         if absent := [name for name in used if name not in values]:
-            wanted = absent if len(absent) == len(used) else []
-            if self._fitted is not None:
-                optional = self._fitted.state.get("optional", ())
-                wanted = wanted or [name for name in absent if name not in optional]
+            unseen = self._unseen if self._fitted is not None else set()
+            wanted = [name for name in absent if name not in unseen]
+            if len(wanted) < len(used) - len(unseen):  # the row has something to go by
+                wanted = [n for n in wanted if self._fitted is not None and n not in self._optional]
             if wanted:
                 more = f" and {len(wanted) - 5} more" if len(wanted) > 5 else ""
                 raise BadValue("missing_column", f"the row has no {', '.join(wanted[:5])}{more}")
@@ -350,7 +353,7 @@ class Tabular(Classifier):
         told = (
             {
                 "expected": f"{float(rows.column('label')[number]):.6g}",
-                "answers": [[f"{float(answer):.6g}", 1.0]],
+                "answers": [["", float(answer)]],
             }
             if self.is_number
             else self.shown_answer(rows, number, answer)
