@@ -193,7 +193,8 @@ def test_a_label_that_only_held_out_rows_have_is_a_bad_row_of_them(
     }
     with pytest.raises(DataError, match="no row is left of test") as none:
         prepare(labelled(20), test=test[3:])
-    assert none.value.received == {"unknown_label": 1}
+    first = "1, first test.jsonl:1: no training row has the label 'neither'"
+    assert none.value.received == {"unknown_label": first}
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -201,6 +202,17 @@ def test_a_file_of_bad_rows_alone_is_named(prepare: Callable[..., PreparedRows],
     content = {"train": labelled(20), split: [{"text": "", "label": "a"}]}
     with pytest.raises(DataError, match=rf"data\.{split} has no row that can be used"):
         prepare(content.pop("train"), **content)
+
+
+def test_where_no_row_can_be_used_it_is_said_what_is_wrong_with_them(
+    prepare: Callable[..., PreparedRows],
+) -> None:
+    rows = [{"text": "", "label": "x"}, {"text": "a"}, {"text": "", "label": "x"}]
+    with pytest.raises(DataError, match=r"data\.train has no row that can be used") as none:
+        prepare(rows)
+    assert none.value.received["empty_row"].startswith("2, first train.jsonl:1: ")
+    assert none.value.received["missing_value"].startswith("1, first train.jsonl:2: ")
+    assert none.value.fix == "remove the row or fill it"
 
 
 # Who is held out.

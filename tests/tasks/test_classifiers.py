@@ -84,8 +84,14 @@ def test_several_labels_are_a_list_or_stand_between_separators(value: Any, label
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_what_is_no_label_is_a_bad_value(multilabel: bool) -> None:
     with pytest.raises(BadValue, match="a label is one word or number; received") as bad:
-        classifier(multilabel=multilabel).label_of([{"name": "a"}] if multilabel else ["a", "b"])
+        classifier(multilabel=multilabel).label_of([{"name": "a"}] if multilabel else {"name": "a"})
     assert bad.value.kind == "bad_value"
+
+
+def test_a_list_of_labels_where_one_is_meant_names_the_key_that_takes_it() -> None:
+    with pytest.raises(BadValue) as bad:
+        classifier().label_of(["a", "b"])
+    assert bad.value.detail == "a row has one label, and this has the list ['a', 'b']; data.multilabel=true takes several"
 
 
 def test_labels_are_in_the_order_of_numbers_then_of_words_with_their_counts() -> None:

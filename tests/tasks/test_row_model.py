@@ -265,7 +265,9 @@ def test_a_file_of_bad_rows_alone_says_of_which_kinds(model: RowModel, tmp_path:
     (tmp_path / "a.jsonl").write_text('{"text": "x", "label": "other"}\n{"text": "", "label": "good"}\n')
     with pytest.raises(InputError, match="there is no row to measure on") as none:
         measured(model, tmp_path / "a.jsonl")
-    assert none.value.fix == "rows that cannot be used, by kind: {'empty_row': 1, 'unknown_label': 1}"
+    assert list(none.value.received) == ["empty_row", "unknown_label"]
+    assert none.value.received["empty_row"].startswith("1, first a.jsonl:2: ")
+    assert none.value.fix == "remove the row or fill it"
 
 
 def test_under_the_policy_error_the_first_bad_row_ends_it(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_evaluation_on_a_file_leaves_bad_rows_out_and_says_so(run: Path, tmp_pat
     }
     with pytest.raises(InputError, match="there is no row to measure on") as none:
         evaluate(run, write(tmp_path / "none.jsonl", bad))
-    assert "'unknown_label': 1" in str(none.value.fix)
+    assert "1, first none.jsonl:1: " in none.value.received["unknown_label"]
 
 
 def test_the_figures_of_the_run_are_found_again(run: Path) -> None:

@@ -135,6 +135,26 @@ class BadRows:
         """Return how many rows of a kind there were."""
         return self._kinds[kind].count if kind in self._kinds else 0
 
+    def told(self) -> dict[str, str]:
+        """Return of each kind that was left out how many rows there were, and what was wrong with the first.
+
+        Example:
+            >>> bad = BadRows("skip")
+            >>> bad.add("nul", Place("a.csv", "/tmp/a.csv", 7), "a NUL byte")
+            >>> bad.told()
+            {'nul': '1, first a.csv:7: a NUL byte'}
+        """
+        kinds = {kind: entry for kind, entry in self._kinds.items() if kind in get_args(BadKind)}
+        return {
+            kind: f"{entry.count:,}, first {{file}}:{{line}}: {{detail}}".format(**entry.examples[0])
+            for kind, entry in sorted(kinds.items())
+        }
+
+    def fix(self) -> str | None:
+        """Return how to mend the kind of bad row that is most frequent; None without any."""
+        kinds = {kind: self._kinds[kind].count for kind in _FIXES if kind in self._kinds}
+        return _FIXES[max(kinds, key=kinds.__getitem__)] if kinds else None
+
     def as_dict(self) -> dict[str, Any]:
         """Return the `bad_rows` part of the data report; `total` counts the rows left out, not those
         mended."""

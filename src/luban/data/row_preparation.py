@@ -199,8 +199,9 @@ class _Preparation:
         if split not in self._given:
             raise DataError(
                 f"data.{SPLITS[split]} has no row that can be used",
-                received=source,
-                fix="look at the first rows of the file and at the columns the recipe names",
+                received=bad.told() or source,
+                where=source if isinstance(source, str) else None,
+                fix=bad.fix() or "look at the first rows of the file and at the columns the recipe names",
             )
 
     def _check_id(self, values: Mapping[str, Any]) -> None:
@@ -243,11 +244,10 @@ class _Preparation:
         }
         for side in SIDES:
             if side in wanted and not totals[SPLITS[side]]["rows"]:
-                kinds = bad.as_dict()["kinds"].items()
                 raise DataError(
                     f"no row is left of {SPLITS[side]}",
-                    received={kind: entry["count"] for kind, entry in kinds if entry["left_out"]},
-                    fix="the rows left out are listed with data.on_bad_row=error, one at a time",
+                    received=bad.told(),
+                    fix="data.on_bad_row=error stops at the first of the rows left out, and says how to mend it",
                 )
         return totals
 

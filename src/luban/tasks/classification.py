@@ -58,6 +58,9 @@ class Classifier(RowTask):
             BadValue: what stands there is no label.
         """
         if not self.multilabel:
+            if isinstance(value, list) and hasattr(self.settings.data, "multilabel"):
+                detail = f"a row has one label, and this has the list {str(value)[:80]}"
+                raise BadValue("bad_value", f"{detail}; data.multilabel=true takes several")
             return _name(value) or None
         parts = value if isinstance(value, list) else _name(value).split(self.settings.data.separator)
         return sorted({name for part in parts if (name := _name(part))})

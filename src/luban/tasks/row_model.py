@@ -201,12 +201,7 @@ def _read(
             bad.add(error.kind, place, error.detail, str(raw.values)[:200])
     writer.close()
     if not writer.count:
-        kinds = {name: entry["count"] for name, entry in bad.as_dict()["kinds"].items()}
-        raise InputError(
-            "there is no row to measure on",
-            received=source,
-            fix=f"rows that cannot be used, by kind: {kinds}" if kinds else None,
-        )
+        raise InputError("there is no row to measure on", received=bad.told() or source, fix=bad.fix())
     return RowSet(folder)
 
 
