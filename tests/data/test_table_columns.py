@@ -84,3 +84,15 @@ def test_a_category_is_no_leak_where_the_commonest_class_is_nearly_as_good_a_gue
     columns = TableColumns([], [], {"colour": ["blue", "red"], "paid": ["no", "yes"]})
     named = {note["detail"].split()[0] for note in leaks(columns, rows, target, classes=True)}
     assert named == ({"paid"} if positives else set())
+
+
+def test_a_value_that_does_not_fit_its_column_is_noted() -> None:
+    """Two in a hundred are taken for missing, and no one should have to find out."""
+    rows = [{"size": str(n), "since": f"2024-01-{n % 28 + 1:02d}"} for n in range(100)]
+    rows[7]["size"], rows[9]["since"], rows[11]["size"] = "twelve", "spring", "?"
+    found = learn_columns(rows, ["size", "since"])
+    assert (found.numbers, found.dates) == (["size"], ["since"])
+    assert [note["detail"] for note in found.notes] == [
+        "size is a column of numbers, and 1 of its values are none, such as 'twelve': taken for missing",
+        "since is a column of dates, and 1 of its values are none, such as 'spring': taken for missing",
+    ]

@@ -25,6 +25,26 @@ _KEPT = 1e-7
 """Of a column's spread, what rounding to float32 may change."""
 
 
+def nearly_numbers(targets: Iterable[object], few: int) -> str | None:
+    """Say what keeps the values of a target, most of which read as numbers, from meaning numbers; None where they are
+    few, or most of them are names.
+
+    Example:
+        >>> nearly_numbers(["inf", *range(30)], 20)
+        "1 of 31 values is no number, such as 'inf'"
+        >>> nearly_numbers(["0", "1", "1"], 20), nearly_numbers(["red", "blue", "1"], 0)
+        (None, None)
+    """
+    seen = _Seen()
+    for target in targets:
+        seen.add(target)
+    there = seen.rows - seen.missing
+    if len(seen.values) <= few or not 0.5 * there < seen.numbers < there:
+        return None
+    names = there - seen.numbers
+    return f"{names:,} of {there:,} values {'is' if names == 1 else 'are'} no number, such as {seen.no_number[:80]!r}"
+
+
 def mean_numbers(targets: Iterable[object], few: int) -> bool:
     """Whether the values of a target mean numbers, in whatever order they come: nearly all read as numbers, and there
     are fractions among them or more than `few` different ones. Else they name classes.
@@ -80,6 +100,9 @@ class _Seen:
     numbers: int = 0
     dates: int = 0
     decimal_commas: int = 0
+    no_number: str = ""
+    """The first value that is there and reads as no number."""
+    no_date: str = ""
     values: Counter[str] = field(default_factory=Counter)
     overfull: bool = False
 
@@ -92,6 +115,10 @@ class _Seen:
         self.numbers += cell.number is not None
         self.dates += cell.date is not None
         self.decimal_commas += cell.decimal_comma
+        if cell.number is None:
+            self.no_number = self.no_number or cell.name
+        if cell.date is None:
+            self.no_date = self.no_date or cell.name
         if len(self.values) <= MAX_CATEGORIES:
             self.values[cell.name] += 1
         else:
@@ -172,8 +199,10 @@ def learn_columns(
             )
         elif name not in named and column.numbers >= _SHARE_READ * there:
             numbers.append(name)
+            notes += _stray(name, "numbers", there - column.numbers, column.no_number)
         elif name not in named and column.dates >= _SHARE_READ * there:
             dates.append(name)
+            notes += _stray(name, "dates", there - column.dates, column.no_date)
         elif column.overfull or (
             name not in named and len(column.values) > 0.9 * there and there > _MOST_TOLD
         ):
@@ -184,6 +213,13 @@ def learn_columns(
                 value for value, _ in sorted(column.values.items(), key=lambda i: (-i[1], i[0]))
             ]
     return TableColumns(numbers, dates, categories, notes)
+
+
+def _stray(name: str, kind: str, count: int, first: str) -> list[dict[str, str]]:
+    if not count:
+        return []
+    told = f"{name} is a column of {kind}, and {count:,} of its values are none, such as {first[:80]!r}"
+    return [{"kind": "stray", "detail": f"{told}: taken for missing"}]
 
 
 def leaks(

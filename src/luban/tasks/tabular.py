@@ -22,6 +22,7 @@ from luban.data.table_columns import (
     leaks,
     learn_columns,
     mean_numbers,
+    nearly_numbers,
     origin_of,
 )
 from luban.errors import DataError, RecipeError
@@ -174,6 +175,11 @@ class Tabular(Classifier):
             learned, more = self.learn_labels(self.label_of(row["target"]) for row in rows())
             state |= learned
             notes += more
+            if self.settings.data.kind == "auto" and (
+                why := nearly_numbers((row["target"] for row in rows()), _FEW)
+            ):
+                taken = f"the target is taken for {len(state['labels']):,} classes: {why}"
+                notes.append({"kind": "target", "detail": f"{taken}; data.kind=number leaves these rows out"})
         # Spread evenly: files are often sorted, and their first rows tell nothing of the last.
         held = list(islice(rows(), 0, None, -(-count // _LOOKED_AT)))
         if "labels" not in state:
