@@ -11,8 +11,9 @@ import pytest
 
 import luban.recipe_reader
 from luban import cli
-from luban.cli_answers import importing
+from luban.cli_answers import importing, told_evaluation
 from luban.errors import InputError, LubanError, Stopped, StorageError
+from luban.tasks.base import Evaluation
 
 HELP = """
 import sys
@@ -188,3 +189,16 @@ def test_a_reader_that_leaves_is_no_error_of_ours() -> None:
         os.close(writing)
     assert done.returncode == 1
     assert done.stderr == ""
+
+
+def test_an_evaluation_says_what_was_left_out_and_why() -> None:
+    first = {"file": "a.csv", "line": 7, "detail": "the text is empty"}
+    bad = {"total": 2, "kinds": {"empty_row": {"count": 2, "examples": [first], "left_out": True}}}
+    figures = {"median_absolute_error": 1.0, "rmse": 2.0}
+    found = Evaluation("rmse", "min", figures, {}, {"rows": 8, "left_out": 2}, sections={"bad_rows": bad})
+    assert list(told_evaluation(found)) == [
+        "median absolute error     1.0000",
+        "rmse                      2.0000",
+        "on 8 rows, 2 left out",
+        "left out: 2 empty row, the first a.csv:7: the text is empty",
+    ]

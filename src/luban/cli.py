@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from luban import __version__, cli_plan, cli_runs, cli_tasks
-from luban.cli_answers import importing, print_json, tell_trained, told, verb
+from luban.cli_answers import importing, print_json, tell_trained, told, told_evaluation, verb
 from luban.wrapping import wrapped
 
 _UNITS = ("documents", "tokens", "rows")
@@ -108,14 +108,8 @@ def evaluate(folder: str, data: tuple[str, ...], as_json: bool, **options: Any) 
         from luban.verbs.evaluate import evaluate as run
 
     evaluation = run(folder, list(data) or None, show=Show(), **options)
-    for name, value in evaluation.figures.items():
-        low, high = evaluation.intervals.get(name, (value, value))
-        around = f"   [{low:.4f}, {high:.4f}]" if high > low else ""
-        click.echo(f"{name.replace('_', ' '):20} {value:10.4f}{around}", err=as_json)
-    counts = [
-        f"{n:,} {unit.replace('_', ' ')}" for unit, n in evaluation.counts.items() if n or unit == "rows"
-    ]
-    click.echo("on " + ", ".join(counts), err=as_json)
+    for line in told_evaluation(evaluation):
+        click.echo(line, err=as_json)
     if as_json:
         print_json({"status": "done", **evaluation.as_json()})
 

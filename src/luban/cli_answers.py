@@ -125,6 +125,22 @@ def _item(item: object) -> str:
     return f"{item:.3f}" if isinstance(item, float) else str(item)
 
 
+def told_evaluation(evaluation: Any) -> Iterator[str]:
+    """Yield an evaluation as lines: each figure with its interval, on how much, and what was left out and why."""
+    from luban.data.bad_rows import told_by_kind
+
+    width = max((len(name) for name in evaluation.figures), default=0)
+    for name, value in evaluation.figures.items():
+        low, high = evaluation.intervals.get(name, (value, value))
+        around = f"   [{low:.4f}, {high:.4f}]" if high > low else ""
+        yield f"{name.replace('_', ' '):{max(20, width)}} {value:10.4f}{around}"
+    counts = (
+        f"{n:,} {unit.replace('_', ' ')}" for unit, n in evaluation.counts.items() if n or unit == "rows"
+    )
+    yield "on " + ", ".join(counts)
+    yield from told_by_kind(evaluation.sections.get("bad_rows", {}))
+
+
 def tell_trained(folder: str, result: Mapping[str, Any], prompt: str | None) -> None:
     """Say on stderr what a finished run came to, where it lies, and what can be done with it."""
     if not result:  # only the first of several processes has a result

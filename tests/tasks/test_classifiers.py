@@ -91,7 +91,10 @@ def test_what_is_no_label_is_a_bad_value(multilabel: bool) -> None:
 def test_a_list_of_labels_where_one_is_meant_names_the_key_that_takes_it() -> None:
     with pytest.raises(BadValue) as bad:
         classifier().label_of(["a", "b"])
-    assert bad.value.detail == "a row has one label, and this has the list ['a', 'b']; data.multilabel=true takes several"
+    assert (
+        bad.value.detail
+        == "a row has one label, and this has the list ['a', 'b']; data.multilabel=true takes several"
+    )
 
 
 def test_labels_are_in_the_order_of_numbers_then_of_words_with_their_counts() -> None:

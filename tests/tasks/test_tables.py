@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
@@ -16,16 +17,18 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luban.console import Show
 from luban.data.row_sets import PreparedRows
 from luban.data.statistics import quantile_bins
 from luban.data.table_columns import mean_numbers
 from luban.errors import DataError, InputError, LubanError, RecipeError
 from luban.metrics.calibration import temperature
+from luban.signals import StopRequest
 from luban.tasks.row_learner import RowLearner
 from luban.tasks.tabular import Tabular
 from luban.verbs.evaluate import evaluate
 from luban.verbs.load import load
-from luban.verbs.train import Outcome, train
+from luban.verbs.train import Outcome, Tools, train
 
 Cells = Mapping[str, Any]
 SMALL = {"width": 16, "members": 3, "bins": 4, "embedding": 4, "dropout": 0.0}
@@ -149,6 +152,16 @@ def test_labels_stand_in_the_order_of_numbers() -> None:
 def test_whether_a_target_is_a_number_does_not_hang_on_the_order_of_rows(targets: list[str]) -> None:
     assert mean_numbers(targets, 20)
     assert not mean_numbers([*targets, "a", "b"], 20)
+
+
+def test_a_target_of_numbers_and_a_few_names_is_classes_and_noted(tmp_path: Path) -> None:
+    cells = [*[str(n % 25) for n in range(97)], "inf", "inf", "sold"]
+    data = split(
+        tmp_path, [{"size": n, "price": cell} for n, cell in enumerate(cells)], [{"size": 1, "price": "7"}]
+    )
+    (note,) = [note["detail"] for note in data.report["notes"] if note["kind"] == "target"]
+    assert note.startswith("the target is taken for 27 classes: 3 of ") and "such as 'inf'" in note
+    assert "data.kind=number" in note
 
 
 def test_a_target_that_should_be_a_number_and_is_none_is_a_bad_row(tmp_path: Path) -> None:
@@ -627,6 +640,24 @@ def test_the_gallery_shows_rows_by_their_columns(priced: Path) -> None:
     assert errors[0]["parts"][0]["cells"].keys() == {"size", "place", "since", "price"}
     assert errors[0]["where"].startswith("test.jsonl:")
     assert float(errors[0]["expected"]) == pytest.approx(errors[0]["parts"][0]["cells"]["price"], rel=1e-5)
+
+
+def test_what_is_to_be_known_of_the_rows_is_said_before_training(tmp_path: Path) -> None:
+    """Whoever reads the console alone learns of a leak too, and of rows that were left out."""
+    rows = [*({**row, "known": row["rented"]} for row in flats(60)), {"size": 1}]
+    place, said = write(tmp_path / "rows.jsonl", rows), io.StringIO()
+    given = {
+        "task": "tabular",
+        "data": {"train": place, "target": "rented"},
+        "model": SMALL,
+        "train": {"steps": 1},
+    }
+    train(
+        {**given, "evaluate": {"bootstrap": 0}}, out=tmp_path / "run", tools=Tools(Show(said), StopRequest())
+    )
+    lines = said.getvalue().splitlines()
+    assert any(line.startswith("left out: 1 missing value, the first rows.jsonl:61: ") for line in lines)
+    assert any(line.startswith("leak: known gives the target away") for line in lines)
 
 
 def test_an_error_of_a_number_shows_the_number_and_no_probability(priced: Path) -> None:

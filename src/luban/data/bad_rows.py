@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from luban.errors import DataError
@@ -166,6 +166,21 @@ class BadRows:
                 for kind, entry in sorted(self._kinds.items())
             },
         }
+
+
+def told_by_kind(bad: Mapping[str, Any]) -> Iterator[str]:
+    """Yield of a `bad_rows` part a line for each kind of rows that were left out, with the first of them.
+
+    Example:
+        >>> bad = BadRows("skip")
+        >>> bad.add("empty_row", Place("a.csv", "/tmp/a.csv", 7), "the text is empty")
+        >>> list(told_by_kind(bad.as_dict()))
+        ['left out: 1 empty row, the first a.csv:7: the text is empty']
+    """
+    for kind, entry in bad.get("kinds", {}).items():
+        if entry["left_out"]:
+            first = "{file}:{line}: {detail}".format(**entry["examples"][0])
+            yield f"left out: {entry['count']:,} {kind.replace('_', ' ')}, the first {first}"
 
 
 def _shown(raw: str | bytes) -> str:

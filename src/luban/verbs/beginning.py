@@ -13,7 +13,9 @@ import torch
 
 from luban import tasks
 from luban.console import Show, short
+from luban.data.bad_rows import told_by_kind
 from luban.data.fingerprint import is_prepared
+from luban.data.row_sets import PreparedRows
 from luban.durable import write_json
 from luban.machine import MachineReport, set_threads
 from luban.recipe import Recipe
@@ -116,6 +118,7 @@ def _decided(
     show: Show,
 ) -> Begun:
     """Settle the recipe, rehearse, decide, and write plan.json."""
+    _tell_rows(show, data)
     recipe, chosen = settle(recipe, kind, data, start)
     task = _build(kind, recipe, data, start)
     machine = measure_machine(task, recipe.train.dtype)
@@ -186,6 +189,15 @@ def _start_model(run: Run, recipe: Recipe, kind: type[Task], *, resuming: bool) 
 def started_from(plan: Mapping[str, Any]) -> str:
     """Return what a run took from the model it started from, as one line."""
     return f"started from {plan['started']['from']}: {plan['started']['told']}"
+
+
+def _tell_rows(show: Show, data: Data) -> None:
+    """Say what was left out of rows, and what is to be known of them before a figure is believed."""
+    if isinstance(data, PreparedRows):
+        for line in told_by_kind(data.report.get("bad_rows", {})):
+            show.line(line)
+        for note in data.report.get("notes", []):
+            show.line(f"{note['kind'].replace('_', ' ')}: {note['detail']}")
 
 
 def _tell_model(show: Show, plan: Mapping[str, Any]) -> None:

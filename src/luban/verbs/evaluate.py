@@ -52,9 +52,14 @@ def evaluate(
         kind = tasks.find(model.task)
         recipe = _run_recipe(path, kind)
         source = _held_out(path, kind) if data is None else [data] if isinstance(data, str) else list(data)
-        evaluation = kind.measure(
-            model, source, recipe=recipe, stop=stop.check, progress=show.stage, **options
-        )
+        try:
+            evaluation = kind.measure(
+                model, source, recipe=recipe, stop=stop.check, progress=show.stage, **options
+            )
+        except InputError as error:
+            if error.where == "data.source":  # as the reader of a recipe's data calls it
+                error.where = "data"
+            raise
         show.clear()
         return evaluation
 

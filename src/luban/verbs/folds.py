@@ -100,9 +100,7 @@ def _finish(run: Run, results: Sequence[Mapping[str, Any]]) -> None:
         run.evaluation,
         {
             "primary": head,
-            "metrics": {
-                n: {"value": means[n], **_interval(n, means[n], reach[n])} for n in names
-            },
+            "metrics": {n: {"value": means[n], **_interval(n, means[n], reach[n])} for n in names},
             "counts": {"folds": len(results)},
             "worst": [],
             "best": [],
