@@ -103,6 +103,21 @@ def test_a_loss_that_only_rises_is_answered_by_a_tenth_of_where_it_diverges() ->
     json.dumps(asdict(found), allow_nan=False)
 
 
+def test_batches_that_differ_are_no_divergence() -> None:
+    """Of a model that starts from evidence nearly every row is right, and the loss of one that is not a thousandfold;
+    as of rare classes with weights."""
+
+    class Uneven(Quadratic):
+        seen = 0
+
+        def loss(self, batch: Nothing) -> Tensor:
+            self.seen += 1
+            return super().loss(batch) * (1000.0 if self.seen % 5 == 0 else 1.0)
+
+    found = find_rates(Uneven([1e-3]), DESCENT)
+    assert found.divergence is None and len(found.rows) == 100
+
+
 def test_rates_at_which_nothing_happens_give_no_suggestion() -> None:
     class Flat(Quadratic):
         def loss(self, batch: Nothing) -> Tensor:

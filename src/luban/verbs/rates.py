@@ -36,7 +36,9 @@ from luban.verbs.beginning import Begun, begin, with_what_is_given
 
 STEPS, LOWEST, HIGHEST = 100, 1e-6, 1.0
 DIVERGED = 4.0
-"""The loss diverges where its running mean is so many times the lowest it was."""
+"""The loss diverges where its running mean is so many times the lowest it was, and above what it was at the start."""
+_AT_START = 10
+"""Batches whose losses at the starting weights tell how far the loss differs from batch to batch."""
 _MEMORY = 0.9
 """What the running mean keeps of itself from step to step."""
 _REACH = 5
@@ -174,7 +176,7 @@ def _sweep(
     stop: Callable[[], None],
 ) -> tuple[list[float], bool]:
     """Take the steps; return the loss at the start and after each rate, and whether the last of them diverges."""
-    model, losses, mean = learner.model, list[float](), _RunningMean()
+    model, losses = learner.model, list[float]()
     model.train()
     for frozen in freeze(model, settings.freeze):
         frozen.eval()
@@ -187,6 +189,8 @@ def _sweep(
         l1=settings.l1,
         clip=settings.clip,
     )
+    mean = _RunningMean(_highest_at_start(gradients, stop))
+    optimizer.zero_grad()
     for step in range(len(tried) + 1):
         stop()
         at = learner.short_steps + step
@@ -208,18 +212,34 @@ def _sweep(
     return losses, False
 
 
-class _RunningMean:
-    """The exponential mean of the losses so far, corrected for its beginning at zero, and the lowest it was."""
+def _highest_at_start(gradients: Gradients, stop: Callable[[], None]) -> float:
+    """Return the highest of some losses before any step: rows differ, and one that is hard is no divergence."""
+    highest = -math.inf
+    for step in range(_AT_START):
+        stop()
+        loss = gradients.add(step, gradients.batches(step, None)).loss
+        highest = max(highest, loss) if math.isfinite(loss) else highest
+    return highest
 
-    def __init__(self) -> None:
-        self._sum, self._weight, self._lowest = 0.0, 0.0, math.inf
+
+class _RunningMean:
+    """The exponential mean of the losses so far, corrected for its beginning at zero, and the lowest it was.
+
+    Arguments:
+        usual: a mean up to this is no divergence.
+    """
+
+    def __init__(self, usual: float) -> None:
+        self._sum, self._weight, self._lowest, self._usual = 0.0, 0.0, math.inf, usual
 
     def diverged_with(self, loss: float) -> bool:
         """Take the next loss in; return whether the mean now says that training diverges."""
         self._sum = _MEMORY * self._sum + (1.0 - _MEMORY) * loss
         self._weight = _MEMORY * self._weight + (1.0 - _MEMORY)
         mean = self._sum / self._weight
-        if not mean <= self._lowest + (DIVERGED - 1.0) * abs(self._lowest):  # or it is no number
+        if not mean <= max(
+            self._usual, self._lowest + (DIVERGED - 1.0) * abs(self._lowest)
+        ):  # or it is no number
             return True
         self._lowest = min(self._lowest, mean)
         return False
