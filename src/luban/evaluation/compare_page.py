@@ -35,7 +35,7 @@ _WRITTEN: dict[str, Callable[[float | None], Both]] = {
 
 def render_comparison(found: Comparison) -> str:
     """Return the page."""
-    unit = "rows" if all(side.records.unit == "rows" for side in found.sides) else "tokens"
+    unit = found.unit
     primary = mapping(found.sides[0].records.evaluation.get("primary"))
     drawn = [chart for name in ("loss", "validation") if (chart := _chart(found.sides, name))]
     labels = [side.label for side in found.sides]

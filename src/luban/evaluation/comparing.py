@@ -83,6 +83,11 @@ class Comparison:
     speeds: Sequence[Row]
     pairings: Mapping[str, Pairing]
 
+    @property
+    def unit(self) -> str:
+        """What `tokens` of the speeds counts: rows where all runs count them, else tokens."""
+        return "rows" if all(side.records.unit == "rows" for side in self.sides) else "tokens"
+
     def as_json(self) -> dict[str, Any]:
         """Return the form of `luban compare --json`."""
         return {

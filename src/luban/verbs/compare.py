@@ -74,10 +74,9 @@ def told(found: Comparison) -> list[str]:
         lines += [f"  {label}: the same as {labels[0]}" if not differences else f"  {label}:"]
         lines += [f"    {line}" for line in differences]
     lines += ["", *_figures(found, labels), ""]
-    unit = "rows" if all(side.records.unit == "rows" for side in found.sides) else "tokens"
     rows = [
         [
-            _named(row.name.replace("tokens", unit)),
+            _named(row.name).replace("tokens", found.unit),
             *(_speed(row.name, row.values.get(label)) for label in labels),
         ]
         for row in found.speeds
