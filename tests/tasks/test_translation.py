@@ -91,10 +91,20 @@ def test_a_side_is_found_by_its_name_or_is_what_the_other_leaves_of_two_columns(
     assert (roles["source"], roles["target"]) == found
 
 
+def test_a_folder_of_two_texts_is_told_how_pairs_are_given(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for language in ("de", "en"):
+        (tmp_path / "texts" / f"train.{language}").write_text("ein\nzwei\n", "utf-8")
+    with pytest.raises(InputError, match="the folder holds no table") as error:
+        Translation.fingerprint(validated(str(tmp_path / "texts")))
+    assert str(error.value.fix).endswith("give two texts that go together line by line, [SOURCE, TARGET]")
+
+
 def test_which_column_is_a_side_is_not_guessed() -> None:
     with pytest.raises(DataError, match=r"it cannot be told which column data\.source is"):
         Translation(validated("x", data={"target": "en"})).roles(["id", "de", "en"])
-    for columns in (["id", "de", "en"], ["ein Hund", "a dog"]):  # the latter has no header
+    # The second has no header, and the third holds an object of both sides.
+    for columns in (["id", "de", "en"], ["ein Hund", "a dog"], ["translation"]):
         with pytest.raises(DataError, match="it cannot be told which columns are source and target") as error:
             Translation(validated("x")).roles(columns)
         assert "data.source=COLUMN data.target=COLUMN" in str(error.value)

@@ -22,7 +22,11 @@ def pair_parts(things: Sequence[Named]) -> list[Part]:
     """
     files = [file for one in things for file in _texts(one)]
     if not files:
-        return [part for one in things for part in table_parts(one)]
+        try:
+            return [part for one in things for part in table_parts(one)]
+        except InputError as error:
+            error.fix = f"{error.fix}; or give two texts that go together line by line, [SOURCE, TARGET]"
+            raise
     if len(things) != 2 or len(files) != 2:
         raise InputError(
             "texts that go together line by line are two files, no more and no table with them",

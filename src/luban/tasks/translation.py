@@ -79,7 +79,7 @@ class Translation(RowTask):
         found = column_of(left, data.source, _SOURCE, "data.source", required=False)
         rest = [name for name in columns if name != found]
         other = column_of(rest, data.target, _TARGET, "data.target", required=False)
-        if found is None and other is None:
+        if (found is None and other is None) or len(columns) < 2:
             # Of two unknown names the first row may be no header, but a pair.
             raise DataError(
                 "it cannot be told which columns are source and target",
