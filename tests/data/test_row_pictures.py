@@ -64,7 +64,10 @@ def test_a_folder_of_each_class(tmp_path):
     ]
     assert [(row.file, row.line) for row in rows] == [("cat/c.webp", 1), ("dog/a.png", 1), ("dog/b.JPG", 1)]
     assert names_of(folder) == ["cat/c.webp", "dog/a.png", "dog/b.JPG"]
-    assert counts(bad) == {}
+    assert counts(bad) == {"passed_over": 1}  # listed, and no policy stops at it
+    assert bad["kinds"]["passed_over"]["examples"] == [
+        {"file": "cat/notes.txt", "line": 0, "detail": ".txt is none of a picture's"}
+    ]
     flat, _ = read(folder / "dog")
     assert [row.values for row in flat] == [
         {"image": b"bytes of dog/a.png", "path": "a.png"},
@@ -111,6 +114,7 @@ def test_a_table_of_paths_reads_nothing_outside_its_folder(tmp_path, format_):
         "images": "no_file",
         "images/gone.png": "no_file",
         "x" * 5000: "no_file",
+        "": "missing_value",
     }
     rows = [{"file": path, "label": number, "note": "n"} for number, path in enumerate(paths)]
     if format_ == "csv":

@@ -42,6 +42,7 @@ def test_a_folder_of_each_class_of_texts(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(text.encode())
     (tmp_path / "pos" / "2.txt").write_bytes(b"\xff")
+    (tmp_path / "pos" / "notes.md").write_bytes(b"of no class")
     (tmp_path / "pos" / "3.txt").write_bytes(b"x" * 200)
     (tmp_path / "pos" / "4.txt.gz").write_bytes(gzip.compress(b"packed"))
     rows, bad = read(tmp_path, "texts", limit=100)
@@ -56,7 +57,7 @@ def test_a_folder_of_each_class_of_texts(tmp_path):
         "empty_row": 1,
         "invalid_utf8": 1,
         "too_long": 1,
-        "passed_over": 1,
+        "passed_over": 2,
     }
     (tmp_path / "a.csv").write_text("text,label\nx,y\n")
     with pytest.raises(InputError, match="tables, and folders with texts"):

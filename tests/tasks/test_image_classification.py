@@ -197,7 +197,7 @@ def test_paths_that_lead_out_of_the_folder_or_nowhere_are_bad_rows(tmp_path: Pat
     [
         ("path,label", {"label": "lable"}, "did you mean data.label=label"),
         ("path,left,right", {}, "it cannot be told which column data.label is"),
-        ("photo,label", {}, "no column of the table is known to name pictures"),
+        ("photo,label", {}, "name it: data.image=COLUMN"),
         ("photo,label", {"image": "foto"}, "did you mean photo?"),
     ],
 )

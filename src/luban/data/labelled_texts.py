@@ -56,6 +56,10 @@ def text_parts(one: Named, answering: bool = False) -> list[Part]:
         return [*parts, *(Part("labelled lines", (file.source_file(),)) for file in on_top)]
     detail = "a text beside the folders of classes belongs to none"
     parts += [Part("passed over", (file.opaque(),), detail=detail) for file in on_top]
+    for file in one.files():
+        if file.label is not None and file.suffix not in TEXTS:
+            detail = f"{file.suffix or 'no suffix'} is none of a text's"
+            parts.append(Part("passed over", (file.opaque(),), detail=detail))
     return parts + [Part("text", (file.source_file(),), file.label) for file in of_classes]
 
 

@@ -73,7 +73,12 @@ def _folder_parts(one: Named) -> list[Part]:
         return [Part("picture table", (file.source_file(),)) for file in tables]
     pictures = [file for file in whole if file.suffix in PICTURES]
     refuse_deeper(one, pictures)
-    return [Part("picture", (file.opaque(),), file.label) for file in pictures]
+    others = [file for file in whole if file.label is not None and file.suffix not in PICTURES]
+    parts = [
+        Part("passed over", (file.opaque(),), detail=f"{file.suffix or 'no suffix'} is none of a picture's")
+        for file in (others if pictures else ())
+    ]
+    return parts + [Part("picture", (file.opaque(),), file.label) for file in pictures]
 
 
 def refuse_deeper(one: Named, files: Sequence[Found]) -> None:
@@ -156,6 +161,8 @@ def named_pictures(reader: FileRows, columns: Sequence[str] | None) -> Iterator[
         elif path is None:
             detail = f"column {name!r} holds {type(value).__name__}, neither a path nor bytes"
             reader.bad("missing_value" if value is None else "bad_picture", detail)
+        elif not path.strip():
+            reader.bad("missing_value", f"column {name!r} names no picture")
         elif problem := _refusal(home, path):
             reader.bad(*problem, raw=path)
         elif (image := _read(reader, home / path)) is not None:
@@ -197,7 +204,7 @@ def _no_pictures(reader: FileRows, known: Sequence[str], there: list[str], *, as
         "no column of the table is known to name pictures",
         received=there[:50],
         where=reader.file.path,
-        fix=f"name the column in the recipe, or call it one of {', '.join(known)}; to read folders of classes and not "
+        fix=f"name it: data.image=COLUMN, or call it one of {', '.join(known)}; to read folders of classes and not "
         "this table, move the table away",
     )
 

@@ -73,6 +73,8 @@ class ImageClassification(picture_folder.StartsFromPictures):
     def clean(self, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
         """Return picture, label and path."""
         image = values.get("image")
+        if image is None:
+            raise BadValue("missing_value", "the row has no picture")
         if not isinstance(image, bytes | np.ndarray):
             raise BadValue("bad_picture", f"a picture is wanted; received {str(image)[:80]!r}")
         row = {**self.beside(values), "image": image, "path": str(values.get("path", ""))}
