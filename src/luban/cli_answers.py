@@ -101,6 +101,8 @@ def told(answer: Mapping[str, Any]) -> str:
         'good   good 0.900, bad 0.100'
         >>> told({"tags": ["O", "B-LOC"], "entities": [{"label": "LOC", "first": 1, "end": 2}]})
         'O B-LOC   LOC[1:2]'
+        >>> told({"row": 0, "labels": [], "probabilities": {"good": 0.1}})
+        '-   good 0.100'
     """
     if "prompt" in answer:
         return f"{answer['prompt']}{answer['text']}\n"
@@ -113,7 +115,7 @@ def told(answer: Mapping[str, Any]) -> str:
                 f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
             )
         elif isinstance(value, list):
-            value = " ".join(_item(item) for item in value)
+            value = " ".join(_item(item) for item in value) or "-"
         parts.append(f"{value:.6g}" if isinstance(value, float) else str(value))
     return "   ".join(parts)
 
