@@ -54,6 +54,13 @@ def _report(run: Path) -> str:
     return write_report(run).read_text("utf-8")
 
 
+@pytest.mark.parametrize("task", KINDS)
+def test_the_legend_of_the_loss_names_what_is_drawn(runs: dict[str, Path], task: str) -> None:
+    """Neither a regression nor a tagger has a loss on validation rows."""
+    classifies = task in ("image-classification", "text-classification")
+    assert ('class="dot c-validation"' in _report(runs[task])) == classifies
+
+
 def _attributes(svg: str, tag: str, names: tuple[str, ...], **wanted: str) -> list[tuple[float, ...]]:
     """Return places of elements whose class has the words wanted, in percent."""
     found = []

@@ -178,7 +178,7 @@ def told_by_kind(bad: Mapping[str, Any]) -> Iterator[str]:
         ['left out: 1 empty row, the first a.csv:7: the text is empty']
     """
     for kind, entry in bad.get("kinds", {}).items():
-        if entry["left_out"]:
+        if entry.get("left_out", True):
             first = "{file}:{line}: {detail}".format(**entry["examples"][0])
             yield f"left out: {entry['count']:,} {kind.replace('_', ' ')}, the first {first}"
 

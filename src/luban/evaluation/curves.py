@@ -167,6 +167,10 @@ class Curves:
         name = column.replace("tokens", self._records.unit)
         return both(f"report.read.{name}")
 
+    def has_validation(self) -> bool:
+        """Whether any evaluation has a validation loss; a regression or a tagger has none."""
+        return bool(np.isfinite(self._validation).any())
+
     def validation_name(self) -> Both:
         """What the points beside the training loss are."""
         log_loss = self._records.validation == "log_loss"
