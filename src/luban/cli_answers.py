@@ -56,10 +56,18 @@ def importing() -> Iterator[None]:
     """Import what a verb needs without looking for garbage meanwhile, nor ever again among what was imported.
 
     torch and what is around it leave 300,000 objects that stay. Looking through them, on every so many new ones, takes
-    a tenth of a second each time, and a third of a second of a start.
+    a tenth of a second each time, and a third of a second of a start. How torch's threads will wait for one another is
+    settled before it comes.
     """
+    from luban.cores import settle_waiting, usage
+
     gc.disable()
     try:
+        before = usage()
+        # What every such verb imports, and takes long enough to see who else is busy.
+        import luban.recipe  # noqa: F401
+
+        settle_waiting(before)
         yield
     finally:
         gc.freeze()

@@ -23,10 +23,8 @@ from typing import Any
 import torch
 
 from luban import __version__
+from luban.cores import CGROUP, number_of, text_of, usable_cores, waiting
 from luban.errors import InputError
-
-CGROUP = Path("/sys/fs/cgroup")
-TOPOLOGY = Path("/sys/devices/system/cpu")
 
 _REPEATS = 7
 _SECONDS_EACH, _SECONDS_AT_LEAST = 0.05, 0.02
@@ -88,7 +86,8 @@ class MachineReport:
 
     def first_line(self) -> str:
         """Return one line for the terminal."""
-        threads = f", {self.threads} thread{'s' if self.threads != 1 else ''}" if self.device == "cpu" else ""
+        count = f", {self.threads} thread{'s' if self.threads != 1 else ''}"
+        threads = count + (waiting() if self.threads > 1 else "") if self.device == "cpu" else ""
         rate = f"{_rate(self.peak_flops)} measured"
         return f"{self.device}: {self.name}{threads}, {self.dtype} ({self.why}), {rate}"
 
@@ -265,22 +264,6 @@ def keep_memory() -> bool:
     return all(set_option(option, value) for option, value in _KEEP_MEMORY.items())
 
 
-def usable_cores(cgroup: Path = CGROUP, topology: Path = TOPOLOGY) -> int:
-    """Return the physical cores this process may use, by its affinity and its container's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        allowed = os.sched_getaffinity(0)
-        cores = len({_siblings(topology, cpu) for cpu in allowed})
-    else:
-        cores = os.cpu_count() or 1
-    quota = cpu_quota(cgroup)
-    return max(1, cores if quota is None else min(cores, int(quota + 0.5)))
-
-
-def _siblings(topology: Path, cpu: int) -> str:
-    """Return the hardware threads that share a core with `cpu`; just `cpu` where the system does not say."""
-    return _line(topology / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu)
-
-
 def memory_bytes(cgroup: Path = CGROUP) -> int:
     """Return the memory this process may have: the machine's, or its container's where that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -291,50 +274,24 @@ def memory_bytes(cgroup: Path = CGROUP) -> int:
 def memory_available(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
     """Return the memory that can be taken now, within the container's limit."""
     available = memory_bytes(cgroup)
-    for line in _text(meminfo).splitlines():
+    for line in text_of(meminfo).splitlines():
         if line.startswith("MemAvailable:"):
             available = min(available, 1024 * int(line.split()[1]))
     limit = _memory_limit(cgroup)
-    used = _number(cgroup / "memory.current") or _number(cgroup / "memory" / "memory.usage_in_bytes")
+    used = number_of(cgroup / "memory.current") or number_of(cgroup / "memory" / "memory.usage_in_bytes")
     return available if limit is None or used is None else max(0, min(available, limit - used))
 
 
-def cpu_quota(cgroup: Path = CGROUP) -> float | None:
-    """Return the processors a container may use (cgroup 2, then 1), None where there is no limit."""
-    words = _line(cgroup / "cpu.max").split()
-    if len(words) == 2 and words[0].isdigit():
-        return int(words[0]) / int(words[1])
-    quota = _number(cgroup / "cpu" / "cpu.cfs_quota_us")
-    period = _number(cgroup / "cpu" / "cpu.cfs_period_us")
-    return quota / period if quota and period else None
-
-
 def _memory_limit(cgroup: Path) -> int | None:
-    limit = _number(cgroup / "memory.max") or _number(cgroup / "memory" / "memory.limit_in_bytes")
+    limit = number_of(cgroup / "memory.max") or number_of(cgroup / "memory" / "memory.limit_in_bytes")
     return limit if limit is not None and limit < _UNLIMITED else None
-
-
-def _number(path: Path) -> int | None:
-    word = _line(path)
-    return int(word) if word.isdigit() else None
-
-
-def _line(path: Path) -> str:
-    return _text(path).strip()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def device_name(device: str = "cpu", cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's or the GPU's name."""
     if device == "cuda":
         return str(torch.cuda.get_device_name())
-    for line in _text(cpuinfo).splitlines():
+    for line in text_of(cpuinfo).splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model", "Hardware") and value.strip():
             return " ".join(value.split())

@@ -149,8 +149,9 @@ def _torch() -> Iterator[Finding]:
 
 def _machine() -> Iterator[Finding]:
     from luban import machine
+    from luban.cores import cpu_quota, usable_cores, waiting
 
-    cores, quota = machine.usable_cores(), machine.cpu_quota()
+    cores, quota = usable_cores(), cpu_quota()
     threads = machine.set_threads()
     limits = f", quota of {quota:g} processors" if quota is not None else ""
     asked = os.environ.get("OMP_NUM_THREADS")
@@ -160,7 +161,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding(
         "machine",
         "cores",
-        f"{cores} usable of {os.cpu_count()} processors{limits}; torch computes with {threads}{by}",
+        f"{cores} usable of {os.cpu_count()} processors{limits}; torch computes with {threads} threads{by}{waiting()}",
         LACKING if slow else FINE,
         f"only {threads} of {cores} cores are used: unset OMP_NUM_THREADS" if slow else "",
     )
