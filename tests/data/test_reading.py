@@ -194,7 +194,7 @@ def test_a_stray_quote_costs_its_line_and_no_other(tmp_path):
     assert bad["total"] == 0
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
 def test_another_separator_than_a_comma_is_seen(tmp_path, separator):
     (tmp_path / "a.csv").write_text(f'id{separator}text\n1{separator}"one, or so"\n')
     rows, bad = read(tmp_path / "a.csv")

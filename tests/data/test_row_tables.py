@@ -238,7 +238,7 @@ def test_names_given_are_for_a_file_without_header(tmp_path):
         read(tmp_path / "rows.csv", columns=["one", "two", "three"])
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
 def test_another_separator_is_seen_and_noted(tmp_path, separator):
     (tmp_path / "wine.csv").write_text(f'"acid, fixed"{separator}quality\n7.4{separator}5\n')
     rows, bad = read(tmp_path / "wine.csv")

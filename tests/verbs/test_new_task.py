@@ -68,3 +68,8 @@ def test_names_that_no_task_can_have(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError):
         new_task(name, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_word_of_python_is_refused_for_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a word of Python's own"):
+        new_task("class", tmp_path)

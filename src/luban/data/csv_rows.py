@@ -23,7 +23,7 @@ def delimiter_of(reader: FileRows, stream: io.BufferedReader) -> str:
         return "\t"
     line, end, _ = stream.peek().partition(b"\n")
     line = _QUOTED.sub(b"", line)
-    for other, name in ((b";", "a semicolon"), (b"\t", "a tab")):
+    for other, name in ((b";", "a semicolon"), (b"\t", "a tab"), (b"|", "a bar")):
         if end and b"," not in line and other in line:
             reader.line = 1
             reader.mended("separator", f"between the columns of the file stands {name}, not a comma")

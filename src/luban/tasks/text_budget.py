@@ -32,7 +32,7 @@ LAW = (0.5144, 0.2178, 0.1505, 0.1841, 0.3893, 12.82, 4.504e-05)
 """Constants of `loss_law`, as `benchmarks/scaling.py fit` prints them."""
 FITTED_STEPS = 200
 """The runs that the law was fitted to have this many steps and more; shorter ones have hardly begun."""
-LEAST_HALVED, MOST_IN_HALVES = 256, 1_500_000
+LEAST_HALVED, MOST_IN_HALVES = 256, 2_000_000
 """The shortest window that first steps halve, and the most tokens of a training that has such steps."""
 COUNTED_TOKENS = 500_000
 """How much of a text the n-gram model counts: enough to tell texts apart, in a second."""

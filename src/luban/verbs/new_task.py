@@ -37,10 +37,13 @@ def new_task(name: str, out: str | Path = ".") -> NewTask:
         InputError: the name cannot be one, is taken, or the folder exists.
     """
     module = name.replace("-", "_")
-    if not _NAME.fullmatch(name) or keyword.iskeyword(module):
+    if not _NAME.fullmatch(name):
         raise InputError(
             "a task's name is small letters, digits and hyphens", received=name, fix="for example star-rating"
         )
+    if keyword.iskeyword(module):
+        message = "the task's name is a word of Python's own, which no module can have"
+        raise InputError(message, received=name, fix=f"for example {name}-rows")
     if name in tasks.names():
         raise InputError("a task of that name exists already", received=name, fix="choose another name")
     folder = Path(out) / name
