@@ -148,7 +148,7 @@ def test_every_change_is_named_with_what_was_and_what_is(recipe, tmp_path):
 
 def test_every_setting_that_shapes_the_data_is_in_the_fingerprint(recipe):
     matters = set(fingerprint_of(recipe).settings)
-    elsewhere = {"source", "validation", "length", "attention", "workers"}
+    elsewhere = {"source", "validation", "length", "short_steps", "attention", "workers"}
     assert matters == set(TextData.model_fields) - elsewhere - {"folds", "fold"}
     folds = [recipe.model_copy(update={"folds": 2, "fold": fold}) for fold in (0, 1)]
     assert set(fingerprint_of(folds[0]).settings) == set(TextData.model_fields) - elsewhere

@@ -10,5 +10,6 @@ def declared(protocol: type) -> set[str]:
 
 def test_what_the_loop_asks_is_declared_once() -> None:
     assert learner.Learner in base.Learner.__mro__
-    assert {"model", "batches", "epoch", "loss", "flops"} == declared(learner.Learner)
+    loops = {"model", "short_steps", "batches", "epoch", "loss", "flops"}
+    assert loops == declared(learner.Learner)
     assert not declared(base.Learner) & declared(learner.Learner)
