@@ -93,8 +93,8 @@ def page(found: dict[str, Any]) -> str:
                     for row in found["rows"]
                     if (row["busy"], row["size"], row["policy"]) == (count, size, policy)
                 ]
-                told = f"{statistics.median(own):,.0f} ({min(own):,.0f} to {max(own):,.0f})" if own else ""
-                cells.append(told)
+                told = f"{statistics.median(own):,.0f}" if own else ""
+                cells.append(told + (f" ({min(own):,.0f} to {max(own):,.0f})" if len(own) > 1 else ""))
             lines.append([size, policy, *cells])
     head = ["parameters", "threads that wait", *(f"{count} busy" if count else "alone" for count in busy)]
     return (
