@@ -150,6 +150,13 @@ def test_conll_2003_with_documents_comments_and_bad_lines(tmp_path):
         read(path, "tagged", columns=["token", "tag"])
 
 
+def test_a_sentence_of_another_width_is_noted_unless_its_columns_are_named(tmp_path):
+    (tmp_path / "a.conll").write_text("x O\ny O\n\nBonn is a B-LOC\n\nz O\n")
+    rows, bad = read(tmp_path / "a.conll", "tagged")
+    assert [row.line for row in rows] == [1, 4, 6] and lines(bad) == {"width": [4]}
+    assert counts(read(tmp_path / "a.conll", "tagged", columns=["0", "-1"])[1]) == {}
+
+
 def test_a_sentence_without_end_is_not_held(tmp_path):
     (tmp_path / "a.bmes").write_text("字 O\n" * 1000 + "\n字 O\n")
     rows, bad = read(tmp_path / "a.bmes", "tagged", limit=1000)

@@ -39,6 +39,7 @@ MendedKind = Literal[
     "separator",
     "plain_quote",
     "comment",
+    "width",
     "passed_over",
 ]
 

@@ -73,6 +73,7 @@ def tagged_lines(
         InputError: `columns` are no two numbers.
     """
     token_at, tag_at = _numbers(reader, columns)
+    usual = 0
     with reader.open() as stream:
         for sentence in _sentences(reader, reader.lines(stream)):
             after, reader.line = reader.line, sentence[0].line
@@ -80,6 +81,10 @@ def tagged_lines(
                 reader.mended("crlf", "lines of the sentence end with CRLF")
             kept = [cells for cells in _without_comments(reader, sentence) if cells.cells[0] != _DOCUMENT]
             if kept and (row := _row(reader, kept, token_at, tag_at, tags)) is not None:
+                width, usual = len(kept[0].cells), usual or len(kept[0].cells)
+                if columns is None and width != usual:
+                    told = f"the sentence has {width} columns, the file began with {usual}"
+                    reader.mended("width", f"{told}: its first was taken for tokens, its last for tags")
                 yield row
             reader.line = after
 
