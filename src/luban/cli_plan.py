@@ -59,8 +59,9 @@ def rates(recipe: str, overrides: tuple[str, ...], out: str | None, steps: int, 
     Example:
       luban rates text data.source=notes/
     """
-    from luban.console import Show
-    from luban.verbs.rates import rates as find_out
+    with importing():
+        from luban.console import Show
+        from luban.verbs.rates import rates as find_out
 
     found = find_out(recipe, *overrides, out=out, steps=steps, show=Show())
     if as_json:

@@ -67,15 +67,17 @@ def settle_waiting(before: Usage, environment: MutableMapping[str, str] = os.env
         environment["GOMP_SPINCOUNT"] = _SPINS
 
 
-def waiting(environment: Mapping[str, str] = os.environ) -> str:
-    """Return what is to be said of threads behind their number: that they sleep while they wait, or nothing.
+def told_threads(count: int, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a number of threads in words, and whether they sleep while they wait for one another.
 
     Example:
-        >>> waiting({"OMP_WAIT_POLICY": "passive"}), waiting({})
-        (' that sleep while they wait', '')
+        >>> told_threads(1), told_threads(2, {}), told_threads(2, {"OMP_WAIT_POLICY": "passive"})
+        ('1 thread', '2 threads', '2 threads that sleep while they wait')
     """
+    if count == 1:
+        return "1 thread"
     passive = environment.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
-    return " that sleep while they wait" if passive else ""
+    return f"{count} threads" + (" that sleep while they wait" if passive else "")
 
 
 def busy_cores(before: Usage, after: Usage) -> float:

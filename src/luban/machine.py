@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from luban import __version__
-from luban.cores import CGROUP, number_of, text_of, usable_cores, waiting
+from luban.cores import CGROUP, number_of, text_of, told_threads, usable_cores
 from luban.errors import InputError
 
 _REPEATS = 7
@@ -86,8 +86,7 @@ class MachineReport:
 
     def first_line(self) -> str:
         """Return one line for the terminal."""
-        count = f", {self.threads} thread{'s' if self.threads != 1 else ''}"
-        threads = count + (waiting() if self.threads > 1 else "") if self.device == "cpu" else ""
+        threads = f", {told_threads(self.threads)}" if self.device == "cpu" else ""
         rate = f"{_rate(self.peak_flops)} measured"
         return f"{self.device}: {self.name}{threads}, {self.dtype} ({self.why}), {rate}"
 

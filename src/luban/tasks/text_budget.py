@@ -239,8 +239,8 @@ def choose(
     if recipe.data.short_steps is None and start is None and (short := short_steps_of(offer, train.steps)):
         chosen["data.short_steps"] = Choice(
             short,
-            f"a third of about {offer.tokens:,} tokens in windows of {shape.length // 2}: while little is learnt, "
-            "twice as many steps teach more than a longer context",
+            f"about a third of the tokens in windows of {shape.length // 2}: while little is learnt, twice as many "
+            "steps teach more than a longer context",
         )
     if not shape_is_given and train.minutes is not None and offer.seconds < 0.9 * 60.0 * train.minutes:
         chosen["train.tokens"] = Choice(

@@ -149,7 +149,7 @@ def _torch() -> Iterator[Finding]:
 
 def _machine() -> Iterator[Finding]:
     from luban import machine
-    from luban.cores import cpu_quota, usable_cores, waiting
+    from luban.cores import cpu_quota, told_threads, usable_cores
 
     cores, quota = usable_cores(), cpu_quota()
     threads = machine.set_threads()
@@ -161,7 +161,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding(
         "machine",
         "cores",
-        f"{cores} usable of {os.cpu_count()} processors{limits}; torch computes with {threads} threads{by}{waiting()}",
+        f"{cores} usable of {os.cpu_count()} processors{limits}; torch computes with {told_threads(threads)}{by}",
         LACKING if slow else FINE,
         f"only {threads} of {cores} cores are used: unset OMP_NUM_THREADS" if slow else "",
     )

@@ -189,7 +189,7 @@ def _sweep(
         l1=settings.l1,
         clip=settings.clip,
     )
-    mean = _RunningMean(_highest_at_start(gradients, stop))
+    mean = _RunningMean(_highest_at_start(gradients, learner.short_steps, stop))
     optimizer.zero_grad()
     for step in range(len(tried) + 1):
         stop()
@@ -212,10 +212,10 @@ def _sweep(
     return losses, False
 
 
-def _highest_at_start(gradients: Gradients, stop: Callable[[], None]) -> float:
-    """Return the highest of some losses before any step: rows differ, and one that is hard is no divergence."""
+def _highest_at_start(gradients: Gradients, first: int, stop: Callable[[], None]) -> float:
+    """Return the highest of some losses from step `first` on, none being taken: a hard batch is no divergence."""
     highest = -math.inf
-    for step in range(_AT_START):
+    for step in range(first, first + _AT_START):
         stop()
         loss = gradients.add(step, gradients.batches(step, None)).loss
         highest = max(highest, loss) if math.isfinite(loss) else highest
