@@ -27,10 +27,11 @@ from typing import Any
 from luban import tasks
 from luban.data.prepare import Prepared
 from luban.machine import matrix_rate, memory_available, set_threads
-from luban.recipe import LanguageModelRecipe
+from luban.recipe import LanguageModelRecipe, TrainRecipe
 from luban.recipe_reader import read_recipe
 from luban.tasks.base import Machine
 from luban.tasks.text_budget import LADDER, Offer, Text, best, offers, text_of
+from luban.training.kernels import kernels_expected
 
 RUNS = Path(__file__).parent / "results" / "scaling.jsonl"
 RESULTS = Path(__file__).parent / "results" / "budget.json"
@@ -157,7 +158,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     set_threads()
-    machine = Machine(options.speed or matrix_rate(), memory_available())
+    machine = Machine(
+        options.speed or matrix_rate(), memory_available(), kernels_expected(TrainRecipe(steps=1))
+    )
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         for text in options.texts:

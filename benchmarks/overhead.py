@@ -36,6 +36,7 @@ from luban.training.checkpoints import Checkpoints
 from luban.training.compiling import Compiling
 from luban.training.faults import Faults
 from luban.training.gradients import Gradients
+from luban.training.kernels import choose_kernels
 from luban.training.loop import Loop, Progress
 from luban.training.optimizers import Optimizer
 from luban.training.parallel import Alone
@@ -160,6 +161,7 @@ def sitting(folder: Path, data: Path, shape: tuple[str, ...]) -> tuple[dict, Mac
         checkpoints=Checkpoints(run.checkpoints, keep=1, warn=print, fs=run.fs),
         record=RunRecord(run, (), machine.peak_flops),
         dtype=dtype_named(machine.dtype),
+        kernels=choose_kernels(recipe.train, learner.model)[0],
         stop=StopRequest(),
         compiling=Compiling(learner.model, wanted=False, tell=print),
         faults=Beginnings(watch),

@@ -92,7 +92,7 @@ def lines(found: Mapping[str, Any], width: int) -> Iterator[str]:
 
 
 def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    from luban.console import duration, short
+    from luban.console import duration, short, switches
 
     plan, data, recipe = found["plan"], found["data"], found["recipe"]
     unit = plan["unit"]
@@ -112,7 +112,7 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield (
         "run",
         f"{predicted['steps']:,} steps, {short(predicted['tokens'])} {unit}, {short(predicted['flops'])}FLOP; "
-        f"compile {'on' if plan['compile'] else 'off'} ({plan['compile_why']})",
+        f"{switches(plan)}",
     )
     evaluating = predicted["seconds"] - predicted["training_seconds"]
     yield (

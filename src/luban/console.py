@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -34,6 +34,20 @@ def short(value: float) -> str:
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def switches(plan: Mapping[str, Any]) -> str:
+    """Say what a run is computed by, from its plan.json.
+
+    Example:
+        >>> switches({"kernels": False, "compile": True, "compile_why": "asked for"})
+        'compile on (asked for)'
+        >>> switches({"kernels": True, "compile": False, "compile_why": "kernels are as fast"})
+        'kernels on, compile off'
+    """
+    if plan.get("kernels"):  # runs from before there were any say nothing of them
+        return f"kernels on, compile {'on' if plan['compile'] else 'off'}"
+    return f"compile {'on' if plan['compile'] else 'off'} ({plan['compile_why']})"
 
 
 def duration(seconds: float) -> str:

@@ -357,9 +357,12 @@ class TrainRecipe(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` takes bfloat16 only where it is measured 1.25 times as fast as float32; for matrix products narrower than
     64 never."""
+    kernels: Literal["auto", "on", "off"] = "auto"
+    """Train by luban's own kernels in place of torch's operations: `auto` where the network takes them (a decoder, on a
+    CPU) and there is a GCC to compile them once, in a second or two; `on` ends the run where they cannot be had."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """`auto` compiles a language model where the budget is long enough to win back twice the time that compiling
-    takes."""
+    """`auto` compiles a language model that trains without kernels, where the budget is long enough to win back twice
+    the time that compiling takes."""
     patience: Positive | None = None
     """Stop after so many evaluations in a row without a better primary figure, and keep the best model; null
     never stops."""

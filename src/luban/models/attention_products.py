@@ -12,12 +12,16 @@ memory grows with the length and not with its square.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
+
+if TYPE_CHECKING:
+    from luban.kernels import Library
 
 QUERIES = 128
 """Queries in a block."""
@@ -25,6 +29,8 @@ CACHE_BYTES = 2 << 20
 """Probabilities computed at a time, for what the cores' caches hold."""
 KEPT_BYTES = 16 << 20
 """Probabilities of one call that are kept for the backward pass."""
+MOST_KEYS = 8192
+"""Keys that a row of the kernels' softmax may have."""
 
 _Block = tuple[slice, slice, slice, slice]
 
@@ -56,6 +62,31 @@ def attention_by_products(
     return mixed
 
 
+def causal_by_kernels(library: Library, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Return the same for causal attention, with softmax by a kernel and queries that are scaled already.
+
+    Shapes:
+        as `attention_by_products`; there are at most `MOST_KEYS` keys.
+    """
+    apply: Callable[..., Tensor] = _CausalByKernels.apply
+    return apply(library, queries, keys, values)
+
+
+class _CausalByKernels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, library: Library, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        mixed, *kept = _forward(queries, keys, values, None, True, library)
+        ctx.save_for_backward(queries, keys, values, *kept)
+        ctx.library = library
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, *kept = ctx.saved_tensors
+        return None, *_backward(gradient, queries, keys, values, None, True, kept, ctx.library)
+
+
 def _blocks(queries: Tensor, keys: Tensor, causal: bool) -> Iterator[_Block]:
     """Yield which rows of the batch, heads, queries and keys meet."""
     batch, heads, length, _ = queries.shape
@@ -79,10 +110,20 @@ def _part(x: Tensor, rows: slice, heads: slice, places: slice) -> Tensor:
     return x[rows, heads, places].flatten(0, 1)
 
 
-def _probabilities(queries: Tensor, keys: Tensor, mask: Tensor | None, causal: bool, block: _Block) -> Tensor:
+def _probabilities(
+    queries: Tensor,
+    keys: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    block: _Block,
+    library: Library | None,
+) -> Tensor:
     """Return what each query of a block sees of each key: (rows * heads, queries, keys)."""
     rows, heads, asking, seen = block
     scores = torch.bmm(_part(queries, rows, heads, asking), _part(keys, rows, heads, seen).mT)
+    if library is not None:
+        library.softmax_forward(scores, before=asking.start)
+        return scores
     if causal:
         later = torch.full((scores.shape[1],) * 2, -math.inf, dtype=scores.dtype).triu_(1)
         scores[:, :, asking] += later
@@ -106,7 +147,12 @@ def _like_output(queries: Tensor) -> Tensor:
 
 
 def _forward(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    library: Library | None = None,
 ) -> list[Tensor]:
     """Return what attention gives, and the probabilities of each block where they are kept.
 
@@ -115,7 +161,7 @@ def _forward(
     mixed, kept = _like_output(queries), list[Tensor]()
     for block in _blocks(queries, keys, causal):
         rows, heads, asking, seen = block
-        probabilities = _probabilities(queries, keys, mask, causal, block)
+        probabilities = _probabilities(queries, keys, mask, causal, block, library)
         found = torch.bmm(probabilities, _part(values, rows, heads, seen))
         mixed[rows, heads, asking] = found.view(mixed[rows, heads, asking].shape)
         if _keeps(queries, keys):
@@ -142,6 +188,7 @@ def _backward(
     mask: Tensor | None,
     causal: bool,
     kept: list[Tensor],
+    library: Library | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     for_queries = queries.new_empty(queries.shape)
     # A key is met by every block of queries: those sums are long, so they are kept in float32 at least.
@@ -149,10 +196,13 @@ def _backward(
     for_keys, for_values = (x.new_zeros(x.shape, dtype=wide) for x in (keys, values))
     for number, block in enumerate(_blocks(queries, keys, causal)):
         rows, heads, asking, seen = block
-        probabilities = kept[number] if kept else _probabilities(queries, keys, mask, causal, block)
+        probabilities = kept[number] if kept else _probabilities(queries, keys, mask, causal, block, library)
         given = _part(gradient, rows, heads, asking)
         slopes = torch.bmm(given, _part(values, rows, heads, seen).mT)
-        slopes = torch._softmax_backward_data(slopes, probabilities, -1, slopes.dtype)
+        if library is None:
+            slopes = torch._softmax_backward_data(slopes, probabilities, -1, slopes.dtype)
+        else:
+            library.softmax_backward(slopes, probabilities, before=asking.start)
         place = (rows, heads, asking)
         found = torch.bmm(slopes, _part(keys, rows, heads, seen))
         for_queries[place] = found.view(for_queries[place].shape)

@@ -13,18 +13,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.errors import InputError
 from luban.models.attention import attend, attention_mask
+from luban.models.attention_products import MOST_KEYS, causal_by_kernels
 from luban.models.cache import Cache
 from luban.models.dropout import dropout
+from luban.models.fused import LANES, fits, gated_products, heads_of, kernels_for, plain
 from luban.models.gated import gated
 from luban.models.head import Head
 from luban.models.norm import RMSNorm
 from luban.models.rope import Llama3Scaling, RotaryTables, rotate
+
+if TYPE_CHECKING:
+    from luban.kernels import Library
 
 
 @dataclass(frozen=True)
@@ -108,11 +114,14 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(queries, config.width, bias=config.output_bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.fits = fits(config.width, head_dim=config.head_dim)
 
     def forward(
         self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
         """Mix each token with those it may see: (batch, length, width) -> (batch, length, width)."""
+        if self._plainly_causal(x, cosines, mask, cache) and (library := kernels_for(x)):
+            return self._by_kernels(library, x, cosines, sines)
         split = (*x.shape[:2], -1, self.head_dim)
         queries = self.q_norm(self.q_proj(x).view(split))  # (batch, length, heads, head_dim)
         keys = self.k_norm(self.k_proj(x).view(split))  # (batch, length, kv_heads, head_dim)
@@ -122,6 +131,24 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)
         mixed = attend(queries, keys, values, mask)  # (batch, heads, length, head_dim)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def _plainly_causal(self, x: Tensor, cosines: Tensor, mask: Tensor | None, cache: Cache | None) -> bool:
+        """Whether kernels serve: whole texts from position zero, matrices without biases."""
+        whole = mask is None and cache is None and cosines.ndim == 3 and x.shape[1] <= MOST_KEYS
+        return whole and self.fits and plain(self.q_proj, self.k_proj, self.v_proj)
+
+    def _by_kernels(self, library: Library, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        """What `forward` computes, in fewer passes over memory."""
+        norms, eps = None, 0.0
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            norms, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps
+        matrices = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        queries, keys, values = heads_of(library, x, matrices, norms, eps, cosines[:, 0], sines[:, 0])
+        if queries.shape[1] != keys.shape[1]:
+            keys, values = (y.repeat_interleave(queries.shape[1] // keys.shape[1], 1) for y in (keys, values))
+        mixed = causal_by_kernels(library, queries, keys, values)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -137,7 +164,15 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token by itself: (batch, length, width) -> (batch, length, width)."""
-        out: Tensor = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+        if (
+            self.gate_proj.out_features >= LANES
+            and plain(self.gate_proj, self.up_proj)
+            and (library := kernels_for(x))
+        ):
+            gates = gated_products(library, x, self.gate_proj.weight, self.up_proj.weight)
+        else:
+            gates = gated(self.gate_proj(x), self.up_proj(x))
+        out: Tensor = self.down_proj(gates)
         return out
 
 
@@ -156,9 +191,10 @@ class Block(nn.Module):
         self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
         """One layer: (batch, length, width) -> (batch, length, width)."""
-        mixed = self.self_attn(self.input_layernorm(x), cosines, sines, mask, cache)
-        x = x + dropout(mixed, self.dropout, self.training)
-        changed = self.mlp(self.post_attention_layernorm(x))
+        x, normed = self.input_layernorm.after(x)
+        mixed = self.self_attn(normed, cosines, sines, mask, cache)
+        x, normed = self.post_attention_layernorm.after(x, dropout(mixed, self.dropout, self.training))
+        changed = self.mlp(normed)
         return x + dropout(changed, self.dropout, self.training)
 
 
@@ -191,6 +227,7 @@ class Decoder(nn.Module):
         self.config = config
         self.model = Stack(config)
         self.rotary = RotaryTables(config.head_dim, config.max_length, config.rope_theta, config.rope_scaling)
+        self.takes_kernels = config.width % LANES == 0
         self.lm_head = None if config.tied else Head(config.width, config.vocab_size, bias=False)
         self.reset_parameters()
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luban.models.fused import LANES, kernels_for, norm_after_sum
+
 
 class RMSNorm(nn.Module):
     """Normalise the last dimension, in float32 at least, and scale it by `weight`.
@@ -29,6 +31,13 @@ class RMSNorm(nn.Module):
         """Return x / rms(x) * weight in the shape of `x`, (..., width), and its dtype, or that of autocast."""
         apply: Callable[..., Tensor] = _Normalise.apply
         return apply(x, self.weight, self.eps)
+
+    def after(self, x: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return x + added (`x` where nothing is added), and the norm of that: what a residual stream needs of both."""
+        if x.dtype == torch.float32 and self.weight.numel() % LANES == 0 and (library := kernels_for(x)):
+            return norm_after_sum(library, x, added, self.weight, self.eps)
+        total = x if added is None else x + added
+        return total, self(total)
 
 
 class _Normalise(torch.autograd.Function):

@@ -20,6 +20,7 @@ import torch
 
 from luban.durable import DISK, FileSystem
 from luban.errors import NonFiniteError, Stopped
+from luban.kernels import Library
 from luban.machine import peak_rss_bytes
 from luban.recipe import BUDGETS, Interval, TrainRecipe
 from luban.signals import StopRequest
@@ -95,6 +96,7 @@ def rehearse(
     *,
     ranks: int = 1,
     dtype: torch.dtype,
+    kernels: Library | None = None,
     stop: StopRequest,
     fs: FileSystem = DISK,
 ) -> Rehearsal:
@@ -105,7 +107,7 @@ def rehearse(
         settings: the run's.
         folder: where the run will keep its checkpoints; what is written there is removed again.
         ranks: how many processes share each batch; this one rehearses its share alone.
-        dtype: what the run computes in.
+        dtype, kernels: what the run computes in, and by.
         stop: a signal ends the rehearsal.
 
     Raises:
@@ -116,7 +118,7 @@ def rehearse(
     before = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
 
     def perform(steps: int, evaluate: Callable[[int], Mapping[str, float]]) -> tuple[_Timings, int]:
-        return _perform(task, settings, scratch, _Share(ranks), dtype, stop, fs, steps, evaluate)
+        return _perform(task, settings, scratch, _Share(ranks), dtype, kernels, stop, fs, steps, evaluate)
 
     left_out: list[float] = []
 
@@ -165,6 +167,7 @@ def _perform(
     scratch: Path,
     plan: Plan,
     dtype: torch.dtype,
+    kernels: Library | None,
     stop: StopRequest,
     fs: FileSystem,
     steps: int,
@@ -198,6 +201,7 @@ def _perform(
         checkpoints=Checkpoints(scratch, keep=2, warn=lambda _: None, fs=fs),
         record=timings,
         dtype=dtype,
+        kernels=kernels,
         stop=stop,
         compiling=Compiling(task.model, wanted=False, tell=lambda _: None),
     )

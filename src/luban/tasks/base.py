@@ -86,10 +86,12 @@ class Machine:
 
     Attributes:
         peak_flops: measured rate of matrix products, FLOP/s. memory_bytes: what a run may take now.
+        kernels: whether a network that takes luban's kernels would train by them.
     """
 
     peak_flops: float
     memory_bytes: int
+    kernels: bool = False
 
 
 class Data(Protocol):

@@ -80,6 +80,8 @@ class LanguageModel:
     quick_answers: ClassVar[Mapping[str, Any]] = {"max_tokens": 5, "temperature": 0.0}
     minimise = True
     compiles_well = True
+    takes_kernels: ClassVar[bool] = True
+    """Its decoders train by luban's kernels on a CPU: what a step takes depends on whether there are any."""
 
     @staticmethod
     def prepare(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from luban.errors import CheckpointError, NonFiniteError, OutOfMemory, Stopped
+from luban.kernels import Library
 from luban.learner import Batch, Learner
 from luban.machine import keep_memory
 from luban.recipe import Interval, TrainRecipe, settled
@@ -72,6 +73,7 @@ class Loop:
         checkpoints: where to save.
         record: where to log.
         dtype: what the forward pass and the optimizer's matrix products are computed in.
+        kernels: what the forward and backward passes use in place of torch's operations, where the model takes them.
         stop: asked at every step boundary.
         compiling: compiles the model before the first step, or leaves it.
         faults: points at which a test makes the process die.
@@ -92,6 +94,7 @@ class Loop:
         checkpoints: Checkpoints,
         record: Record,
         dtype: torch.dtype = torch.float32,
+        kernels: Library | None = None,
         stop: StopRequest,
         compiling: Compiling,
         faults: Faults = NO_FAULTS,
@@ -103,7 +106,7 @@ class Loop:
         self.learner, self.recipe, self.plan = learner, recipe, plan
         self._evaluate, self._minimise = evaluate, minimise
         self.checkpoints, self._record = checkpoints, record
-        self._forward = forward_in(dtype, next(learner.model.parameters()).device)
+        self._forward = forward_in(dtype, next(learner.model.parameters()).device, kernels)
         self._stop, self.compiling, self._faults = stop, compiling, faults
         self._clock, self._watch, self._tell = clock, watch, tell
         self._evaluations = evaluations

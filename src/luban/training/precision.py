@@ -1,14 +1,16 @@
-"""What is computed in the dtype of a run: the forward pass by autocast, and the optimizer's products."""
+"""What a forward pass is computed in, the dtype by autocast, and by what: kernels or torch's own operations."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from luban.errors import InputError
+from luban.kernels import Library
+from luban.models.fused import using
 
 Forward = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -29,8 +31,19 @@ def dtype_named(name: str) -> torch.dtype:
     return found
 
 
-def forward_in(dtype: torch.dtype, device: torch.device) -> Forward:
-    """Return the context in which a forward pass runs at that dtype; weights and their gradients stay float32."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext
-    return lambda: torch.autocast(device.type, dtype)
+def forward_in(dtype: torch.dtype, device: torch.device, kernels: Library | None = None) -> Forward:
+    """Return the context in which a forward pass runs at that dtype; weights and their gradients stay float32.
+
+    Arguments:
+        kernels: what a model that takes kernels uses while it trains.
+    """
+
+    @contextlib.contextmanager
+    def forward() -> Iterator[None]:
+        with (
+            using(kernels),
+            torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext(),
+        ):
+            yield
+
+    return forward

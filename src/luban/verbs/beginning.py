@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from luban import tasks
-from luban.console import Show, short
+from luban.console import Show, short, switches
 from luban.data.bad_rows import told_by_kind
 from luban.data.fingerprint import is_prepared
 from luban.data.row_sets import PreparedRows
@@ -201,5 +201,4 @@ def _tell_rows(show: Show, data: Data) -> None:
 
 
 def _tell_model(show: Show, plan: Mapping[str, Any]) -> None:
-    compiled = f"compile {'on' if plan['compile'] else 'off'} ({plan['compile_why']})"
-    show.line(f"model: {short(plan['parameters'])} parameters; {compiled}")
+    show.line(f"model: {short(plan['parameters'])} parameters; {switches(plan)}")

@@ -27,6 +27,7 @@ from luban.recipe import BUDGETS, Recipe, TrainRecipe
 from luban.signals import StopRequest
 from luban.tasks.base import Choice, Data, Learner, Machine, Task
 from luban.training.compiling import pays
+from luban.training.kernels import choose_kernels, kernels_expected
 from luban.training.memory import bytes_left
 from luban.training.precision import dtype_named, forward_in
 
@@ -35,7 +36,9 @@ _TRIED_ROWS, _TRIALS, _MOST_TRIALS, _TRIAL_SECONDS = 32, 4, 20, 2.0
 
 def settle(recipe: Recipe, kind: type[Task], data: Any, start: Any) -> tuple[Recipe, dict[str, Choice]]:
     """Choose what the recipe leaves open; return the recipe with the values in it, and the reasons."""
-    chosen = dict(kind.choose(recipe, data, Machine(matrix_rate(), bytes_left()), start))
+    takes = getattr(kind, "takes_kernels", False)  # who does not is spared their compiling
+    machine = Machine(matrix_rate(), bytes_left(), takes and kernels_expected(recipe.train))
+    chosen = dict(kind.choose(recipe, data, machine, start))
     return with_values(recipe, {key: choice.value for key, choice in chosen.items()}), chosen
 
 
@@ -110,6 +113,8 @@ class Decisions:
 
     dtype: str
     threads: int
+    kernels: bool
+    kernels_why: str
     compile: bool
     compile_why: str
     evaluations: int
@@ -137,7 +142,8 @@ def decide(
         data_bytes: prepared data within the run folder.
     """
     dtype = dtype_named(machine.dtype)
-    rehearsal = rehearse(task, settings, folder, ranks=ranks, dtype=dtype, stop=stop, fs=fs)
+    kernels, by = choose_kernels(settings, task.model)
+    rehearsal = rehearse(task, settings, folder, ranks=ranks, dtype=dtype, kernels=kernels, stop=stop, fs=fs)
     evaluations = evaluations_of(settings, rehearsal)
     model_bytes = sum(p.numel() * p.element_size() for p in task.model.parameters())
 
@@ -154,17 +160,21 @@ def decide(
         )
 
     eager = expect(compiled=False)
-    pay = task.compiles_well and pays(eager.training_seconds, task.short_steps)
+    pay = kernels is None and task.compiles_well and pays(eager.training_seconds, task.short_steps)
     on = settings.compile == "on" or (settings.compile == "auto" and pay)
     if settings.compile != "auto":
         why = "asked for"
+    elif kernels is not None:
+        why = "kernels are as fast"
     elif not task.compiles_well:
         why = "only language models are known to gain by it"
     else:
         why = f"{'pays' if on else 'does not pay'} in a run of about {duration(eager.training_seconds)}"
     expected = expect(compiled=True) if on else eager
     expected = dataclasses.replace(expected, figures=dict(task.expected(expected.tokens)))
-    return Decisions(machine.dtype, machine.threads, on, why, evaluations, rehearsal, expected)
+    return Decisions(
+        machine.dtype, machine.threads, kernels is not None, by, on, why, evaluations, rehearsal, expected
+    )
 
 
 def plan_of(
@@ -181,6 +191,8 @@ def plan_of(
         "continues_text": usage.continues_text,
         "dtype": decisions.dtype,
         "threads": decisions.threads,
+        "kernels": decisions.kernels,
+        "kernels_why": decisions.kernels_why,
         "compile": decisions.compile,
         "compile_why": decisions.compile_why,
         "evaluations": decisions.evaluations,

@@ -107,8 +107,9 @@ def _installation() -> Iterator[Finding]:
         note = "needed: pip install --force-reinstall luban"
         yield Finding("installation", "packages", f"{', '.join(missing)} missing", BROKEN, note)
     yield from _torch()
+    yield _kernels()
     compiler = shutil.which("g++") or shutil.which("clang++")
-    cost = "train.compile stays off: long runs take about 15 % more time; install g++ or clang++"
+    cost = "train.compile stays off: it is for networks without kernels; install g++ or clang++"
     yield Finding(
         "installation",
         "C++ compiler",
@@ -116,6 +117,17 @@ def _installation() -> Iterator[Finding]:
         FINE if compiler else LACKING,
         "" if compiler else cost,
     )
+
+
+def _kernels() -> Finding:
+    from luban.kernels import NoKernelsError, find
+
+    try:
+        find()
+    except NoKernelsError as error:
+        cost = "train.kernels stays off: a step of a small language model takes up to 1.7 times as long; install gcc"
+        return Finding("installation", "kernels", f"none: {error}", LACKING, cost)
+    return Finding("installation", "kernels", "compiled for this processor")
 
 
 def _version(name: str) -> str:

@@ -27,6 +27,7 @@ from luban.recipe_reader import read_recipe
 from luban.run import Run
 from luban.signals import StopRequest
 from luban.training.gradients import Gradients
+from luban.training.kernels import choose_kernels
 from luban.training.nonfinite import number
 from luban.training.optimizers import build_optimizer
 from luban.training.parallel import Alone
@@ -185,7 +186,7 @@ def _sweep(
         learner,
         Alone(),
         seed=settings.seed,
-        forward=forward_in(dtype, next(model.parameters()).device),
+        forward=forward_in(dtype, next(model.parameters()).device, choose_kernels(settings, model)[0]),
         l1=settings.l1,
         clip=settings.clip,
     )

@@ -27,6 +27,7 @@ from luban.tasks.base import Evaluation, Learner, Usage
 from luban.training.checkpoints import Checkpoint, Checkpoints, bytes_needed, check_space
 from luban.training.compiling import Compiling
 from luban.training.faults import NO_FAULTS, Faults
+from luban.training.kernels import kernels_again
 from luban.training.loop import EVALUATIONS, Loop, Progress
 from luban.training.memory import memory_errors
 from luban.training.parallel import Plan, plan_from_environment, together
@@ -250,6 +251,7 @@ class _Training:
             ),
             record=self.record,
             dtype=dtype_named(plan["dtype"]),
+            kernels=kernels_again(self._warn) if plan.get("kernels") else None,
             stop=self.tools.stop,
             compiling=Compiling(task.model, wanted=bool(plan["compile"]), tell=self._warn),
             faults=self.tools.faults,
