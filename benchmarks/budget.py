@@ -26,7 +26,7 @@ from typing import Any
 
 from luban import tasks
 from luban.data.prepare import Prepared
-from luban.machine import matrix_rate, memory_available, set_threads
+from luban.machine import matrix_rates, memory_available, set_threads
 from luban.recipe import LanguageModelRecipe, TrainRecipe
 from luban.recipe_reader import read_recipe
 from luban.tasks.base import Machine
@@ -158,9 +158,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     set_threads()
-    machine = Machine(
-        options.speed or matrix_rate(), memory_available(), kernels_expected(TrainRecipe(steps=1))
-    )
+    rates = (options.speed, options.speed) if options.speed else matrix_rates()
+    machine = Machine(max(rates), memory_available(), kernels_expected(TrainRecipe(steps=1)), rates[0])
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         for text in options.texts:

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from luban import tasks, train
 from luban.data.prepare import Prepared
 from luban.kernels import find
-from luban.machine import device_name, matrix_rate, memory_available, set_threads
+from luban.machine import device_name, matrix_rates, measure_matmul, memory_available, set_threads
 from luban.models.fused import using
 from luban.recipe import TrainRecipe
 from luban.recipe_reader import read_recipe
@@ -172,7 +173,7 @@ def _shape(row: dict[str, Any]) -> Shape:
 
 
 def measure_steps() -> None:
-    """Time steps of the ladder's shapes with kernels and without, the least of eight; other machines' rows stay."""
+    """Time the ladder's shapes in float32, with kernels and without, the least of eight; keep others' rows."""
     set_threads()
     found = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -186,7 +187,7 @@ def measure_steps() -> None:
                 shape = Shape(layers, width, heads_of(width), length, batch)
                 row = {
                     "layers": layers, "width": width, "batch": batch, "length": length,
-                    "vocab_size": data.train.vocab_size, "peak_flops": matrix_rate(),
+                    "vocab_size": data.train.vocab_size, "peak_flops": measure_matmul(torch.float32, 768),
                     **_least_steps(text, folder, data, shape), "processor": device_name(),
                 }  # fmt: skip
                 found.append(row)
@@ -226,7 +227,8 @@ def _named(shape: Shape, rate: float) -> list[str]:
 def run_ladder(minutes: Sequence[float], rungs: int) -> None:
     """Train every rung of the lower ladder for what it can be trained on in so many minutes."""
     set_threads()
-    machine = Machine(matrix_rate(), memory_available(), kernels_expected(TrainRecipe(steps=1)))
+    rates = matrix_rates()
+    machine = Machine(max(rates), memory_available(), kernels_expected(TrainRecipe(steps=1)), rates[0])
     there = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.is_file() else []
     with tempfile.TemporaryDirectory() as scratch:
         for text, budget in itertools.product(("en", "zh"), minutes):

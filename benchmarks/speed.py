@@ -70,9 +70,11 @@ def _ours(name: str, label: str, setting: str) -> Candidate:
 
 
 CANDIDATES = (
-    _ours("luban-adamw", "`luban train`, AdamW", "adamw"),
+    _ours("luban-adamw-kernels", "`luban train`, AdamW, kernels", "adamw-kernels"),
+    _ours("luban-adamw", "`luban train`, AdamW, torch's operations", "adamw"),
     _ours("luban-adamw-compile", "`luban train`, AdamW, compiled", "adamw-compile"),
-    _ours("luban-muon", "`luban train`, Muon", "muon"),
+    _ours("luban-muon-kernels", "`luban train`, Muon, kernels", "muon-kernels"),
+    _ours("luban-muon", "`luban train`, Muon, torch's operations", "muon"),
     _ours("luban-muon-compile", "`luban train`, Muon, compiled", "muon-compile"),
     _ours("luban-gpt2-adamw", "`luban train`, GPT-2 layout, AdamW", "gpt2-adamw"),
     Candidate("trainer-gpt2", "Trainer, GPT-2, as shipped", TRAINER, "gpt2-shipped"),

@@ -1,4 +1,4 @@
-"""`luban train`, the verb itself; settings `adamw`, `muon`, `adamw-compile`, `muon-compile`, `gpt2-adamw`.
+"""`luban train`, the verb itself; settings `adamw`, `muon` or `gpt2-adamw`, with `-kernels` or `-compile` behind it.
 
 What is timed are the steps of timings.jsonl: each from the end of the step before it to its own, with its
 batch, its optimizer and its line in the log, without evaluations. Memory is that of the whole verb, its
@@ -31,6 +31,7 @@ def main() -> None:
     }  # fmt: skip
     if "compile" in parts:
         settings["train.compile"] = "on"
+    settings["train.kernels"] = "on" if "kernels" in parts else "off"
     overrides = [f"{key}={value}" for key, value in settings.items()]
     command = [sys.executable, "-m", "luban", "train", "shakespeare-char", *overrides, "--out", str(run)]
     subprocess.run(command, check=True)
@@ -47,7 +48,7 @@ def main() -> None:
     options.measured.write(
         dtype=plan["dtype"],
         parameters=plan["parameters"],
-        settings={name: plan[name] for name in ("compile", "dtype", "threads")},
+        settings={name: plan[name] for name in ("kernels", "compile", "dtype", "threads")},
     )
 
 

@@ -171,9 +171,16 @@ def measure_matmul(dtype: torch.dtype, size: int, device: str = "cpu") -> float:
 
 def matrix_rate(device: str = "auto") -> float:
     """Return FLOP/s of matrix products at the dtype that is faster here."""
+    return max(matrix_rates(device))
+
+
+def matrix_rates(device: str = "auto") -> tuple[float, float]:
+    """Return FLOP/s of matrix products in float32 and in bfloat16; of emulated bfloat16 those of float32."""
     device = choose_device(device)
-    tried = [torch.float32] if emulates_bfloat16(device) else [torch.float32, torch.bfloat16]
-    return max(measure_matmul(dtype, _PEAK_SIZE[device], device) for dtype in tried)
+    wide = measure_matmul(torch.float32, _PEAK_SIZE[device], device)
+    return wide, wide if emulates_bfloat16(device) else measure_matmul(
+        torch.bfloat16, _PEAK_SIZE[device], device
+    )
 
 
 def emulates_bfloat16(device: str) -> bool:

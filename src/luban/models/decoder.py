@@ -188,14 +188,23 @@ class Block(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None, cache: Cache | None
-    ) -> Tensor:
-        """One layer: (batch, length, width) -> (batch, length, width)."""
-        x, normed = self.input_layernorm.after(x)
+        self,
+        x: Tensor,
+        added: Tensor | None,
+        cosines: Tensor,
+        sines: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One layer of the stream x + added to the next one's: two of (batch, length, width).
+
+        With kernels what the MLP adds is left to the next norm, which adds it on its way.
+        """
+        x, normed = self.input_layernorm.after(x, added)
         mixed = self.self_attn(normed, cosines, sines, mask, cache)
         x, normed = self.post_attention_layernorm.after(x, dropout(mixed, self.dropout, self.training))
-        changed = self.mlp(normed)
-        return x + dropout(changed, self.dropout, self.training)
+        changed = dropout(self.mlp(normed), self.dropout, self.training)
+        return (x + changed, None) if kernels_for(x) is None else (x, changed)
 
 
 class Stack(nn.Module):
@@ -277,11 +286,12 @@ class Decoder(nn.Module):
         cosines, sines = self.rotary(ids.shape[1], positions)
         mask = attention_mask(ids, cache, segments, self.config.sliding_window)
         x = dropout(x, self.config.dropout, self.training)
+        added = None
         for block in self.model.layers:
-            x = block(x, cosines, sines, mask, cache)
+            x, added = block(x, added, cosines, sines, mask, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
-        out: Tensor = self.model.norm(x)
+        out: Tensor = self.model.norm.after(x, added)[1]
         return out
 
     def forward(

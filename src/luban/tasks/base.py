@@ -87,11 +87,13 @@ class Machine:
     Attributes:
         peak_flops: measured rate of matrix products, FLOP/s. memory_bytes: what a run may take now.
         kernels: whether a network that takes luban's kernels would train by them.
+        float32_flops: the rate of products in float32, by which all goes that lies between products; None: peak_flops.
     """
 
     peak_flops: float
     memory_bytes: int
     kernels: bool = False
+    float32_flops: float | None = None
 
 
 class Data(Protocol):

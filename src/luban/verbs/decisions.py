@@ -18,7 +18,7 @@ from luban.machine import (
     BFLOAT16_GAIN,
     MachineReport,
     emulates_bfloat16,
-    matrix_rate,
+    matrix_rates,
     probe,
 )
 from luban.planning.forecast import Forecast, evaluations_of, forecast
@@ -37,7 +37,8 @@ _TRIED_ROWS, _TRIALS, _MOST_TRIALS, _TRIAL_SECONDS = 32, 4, 20, 2.0
 def settle(recipe: Recipe, kind: type[Task], data: Any, start: Any) -> tuple[Recipe, dict[str, Choice]]:
     """Choose what the recipe leaves open; return the recipe with the values in it, and the reasons."""
     takes = getattr(kind, "takes_kernels", False)  # who does not is spared their compiling
-    machine = Machine(matrix_rate(), bytes_left(), takes and kernels_expected(recipe.train))
+    rates = matrix_rates()
+    machine = Machine(max(rates), bytes_left(), takes and kernels_expected(recipe.train), rates[0])
     chosen = dict(kind.choose(recipe, data, machine, start))
     return with_values(recipe, {key: choice.value for key, choice in chosen.items()}), chosen
 
