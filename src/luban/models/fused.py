@@ -41,8 +41,10 @@ def using(library: Library | None) -> Iterator[None]:
 
 def kernels_for(x: Tensor) -> Library | None:
     """Return the library that is to be used for what follows from `x`: only training on a CPU uses one."""
+    if torch.compiler.is_compiling():  # which fuses by itself, and cannot look into a context variable
+        return None
     library = _library.get()
-    if library is None or not x.requires_grad or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if library is None or not x.requires_grad or x.device.type != "cpu":
         return None
     return library if x.dtype in (torch.float32, torch.bfloat16) else None
 
