@@ -27,10 +27,11 @@ from typing import Any
 from luban import tasks
 from luban.data.prepare import Prepared
 from luban.machine import matrix_rates, memory_available, set_threads
-from luban.recipe import LanguageModelRecipe, TrainRecipe
+from luban.recipe import TrainRecipe
 from luban.recipe_reader import read_recipe
 from luban.tasks.base import Machine
 from luban.tasks.text_budget import LADDER, Offer, Text, best, offers, text_of
+from luban.text_recipe import LanguageModelRecipe
 from luban.training.kernels import kernels_expected
 
 RUNS = Path(__file__).parent / "results" / "scaling.jsonl"

@@ -38,8 +38,8 @@ from luban.machine import (
     set_threads,
 )
 from luban.models.flops import step_flops
-from luban.recipe import LanguageModelRecipe
 from luban.tasks.language_model import LanguageModel
+from luban.text_recipe import LanguageModelRecipe
 from luban.training.gradients import Gradients
 from luban.training.muon import DEFAULT
 from luban.training.optimizers import build_optimizer, hidden_matrices

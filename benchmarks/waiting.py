@@ -44,8 +44,9 @@ def steps(size: str, seconds: float) -> list[float]:
 
     from luban.machine import set_threads
     from luban.models.loss import cross_entropy_sum
-    from luban.recipe import DecoderModel, TrainRecipe
+    from luban.recipe import TrainRecipe
     from luban.tasks.language_model import build
+    from luban.text_recipe import DecoderModel
     from luban.training.optimizers import build_optimizer
 
     set_threads()

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from luban import tasks
 from luban.errors import RecipeError
-from luban.recipe import Interval, LanguageModelRecipe, Recipe
+from luban.recipe import Interval, Recipe
 from luban.recipe_reader import read_recipe, shipped
+from luban.text_recipe import LanguageModelRecipe
 
 BASE: dict[str, Any] = {"data": {"source": "x.txt"}, "train": {"steps": 5}}
 FILE = """\

@@ -24,8 +24,9 @@ from pydantic.fields import FieldInfo
 
 from luban import tasks
 from luban.cli import luban
-from luban.recipe import Interval, LanguageModelRecipe, Section
+from luban.recipe import Interval, Section
 from luban.recipe_reader import shipped
+from luban.text_recipe import LanguageModelRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "recipes.md"

@@ -17,7 +17,7 @@ from luban.data.spill import BATCH_DOCUMENTS, Spill
 from luban.data.tokenizer import Tokenizer, train_tokenizer
 from luban.data.windows import Windows
 from luban.durable import DISK
-from luban.recipe import CleanRecipe, TextData
+from luban.text_recipe import CleanRecipe, TextData
 
 
 def tokenizer(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from luban.data.cleaning import clean_batch, repetition, steps_of
 from luban.data.workers import clean_in_order
 from luban.errors import LubanError
-from luban.recipe import CleanRecipe
+from luban.text_recipe import CleanRecipe
 
 NOTHING = {
     "unicode": "none",

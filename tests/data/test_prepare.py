@@ -11,7 +11,7 @@ import pytest
 from luban.data.prepare import Prepared, fingerprint_of, is_prepared, prepare
 from luban.durable import FileSystem
 from luban.errors import CheckpointError, DataError, Stopped, StorageError
-from luban.recipe import CleanRecipe, TextData
+from luban.text_recipe import CleanRecipe, TextData
 
 
 def stories(count, start=0):

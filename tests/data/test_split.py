@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from luban.data.fingerprint import Fingerprint, describe_difference, fingerprint_of
 from luban.data.split import DocumentFolds, DocumentSplit, draw, piece_of, tail_cut
 from luban.errors import CheckpointError, DataError, InputError
-from luban.recipe import TextData
+from luban.text_recipe import TextData
 
 digests = st.lists(st.binary(min_size=16, max_size=16), min_size=2, max_size=60, unique=True)
 

@@ -26,9 +26,9 @@ from luban.data.prepare import Prepared, prepare
 from luban.data.windows import Windows
 from luban.durable import sha256
 from luban.errors import Stopped
-from luban.recipe import TextData
 from luban.signals import StopRequest
 from luban.tensors import read_safetensors
+from luban.text_recipe import TextData
 from luban.training.faults import Faults
 
 LOSS, WEIGHTS = 1e-5, 1e-4

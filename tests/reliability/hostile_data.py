@@ -20,7 +20,7 @@ from luban.data.bad_rows import BadRows
 from luban.data.prepare import Prepared, prepare
 from luban.data.reading import read_rows
 from luban.data.sources import find_files
-from luban.recipe import TextData
+from luban.text_recipe import TextData
 
 BOMB = 320 << 20
 """More than a case may take of memory; see `hostile.MEMORY`."""

@@ -15,4 +15,5 @@ def test_what_is_no_number_is_null_everywhere() -> None:
     told = json.loads(json.dumps(found, allow_nan=False))
     assert told["primary"]["value"] is None
     assert told["metrics"]["loss"] == {"value": None, "low": None, "high": 2.0}
+    assert told["metrics"]["bits_per_byte"] == {"value": 1.0, "low": None, "high": None}, "none was asked for"
     assert told["worst"] == told["best"] == [{"text": "a", "bits_per_byte": None}]

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from luban.data.shards import ShardWriter, TokenShards
 from luban.models.generation import generate
-from luban.recipe import LanguageModelRecipe
 from luban.tasks.language_model import LanguageModel
 from luban.tasks.text_evaluation import measure
+from luban.text_recipe import LanguageModelRecipe
 from luban.training.gradients import Gradients
 from luban.training.parallel import Alone
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from luban.recipe import LanguageModelRecipe
 from luban.tasks.base import Machine
 from luban.tasks.text_budget import (
     LADDER,
@@ -25,6 +24,7 @@ from luban.tasks.text_budget import (
     short_steps_of,
     step_seconds,
 )
+from luban.text_recipe import LanguageModelRecipe
 
 TEXT = Text(tokens=316_000, vocab_size=2048, ngram=4.4, tokens_per_character=0.33, document_tokens=517.0)
 LAPTOP = Machine(peak_flops=134e9, memory_bytes=16 << 30)

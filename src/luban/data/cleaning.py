@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from luban.data.duplicates import Digests, Signatures, digest, pack_digests, signatures
 from luban.data.personal import KINDS, mask_personal, shape
 from luban.data.words import SHINGLE, Shingles, analyse
-from luban.recipe import CleanRecipe
+from luban.text_recipe import CleanRecipe
 
 EXAMPLES = 5
 _SNIPPET = 120

@@ -11,7 +11,7 @@ from luban.data.bad_rows import BadRows
 from luban.data.cleaning import EXAMPLES, LANGUAGES, CleanedBatch, StepCount, snippet, steps_of
 from luban.data.fingerprint import Fingerprint
 from luban.data.rows import Row
-from luban.recipe import CleanRecipe
+from luban.text_recipe import CleanRecipe
 
 
 class ReportBuilder:

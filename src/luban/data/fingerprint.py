@@ -12,7 +12,7 @@ from typing import Any, Literal
 from luban.data.sources import SourceFile, find_files
 from luban.durable import MANIFEST, read_json
 from luban.errors import CheckpointError, DataError, InputError
-from luban.recipe import TextData
+from luban.text_recipe import TextData
 
 FINGERPRINT = "fingerprint.json"
 STEPS_VERSION = 2

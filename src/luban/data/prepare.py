@@ -22,7 +22,7 @@ from luban.data.tokenizer import Tokenizer, train_tokenizer
 from luban.data.tokenizer_file import TOKENIZER_JSON
 from luban.durable import DISK, FileSystem, new_folder, read_json, storage_errors, verify_folder, write_json
 from luban.errors import CheckpointError, DataError
-from luban.recipe import TextData
+from luban.text_recipe import TextData
 
 __all__ = ["Prepared", "fingerprint_of", "is_prepared", "prepare"]
 

@@ -21,7 +21,7 @@ from luban.data.spill import BATCH_CHARACTERS, BATCH_DOCUMENTS, Spill
 from luban.data.split import DocumentFolds, DocumentSplit
 from luban.data.workers import clean_in_order, cores
 from luban.errors import DataError
-from luban.recipe import TextData
+from luban.text_recipe import TextData
 
 SIMILAR = 0.85
 """Two documents of the two sides count as nearly the same from here on, where the recipe names no

@@ -22,8 +22,8 @@ import numpy as np
 from luban.data.cleaning import CleanedBatch, StepCount, clean_batch
 from luban.data.duplicates import PERMUTATIONS
 from luban.errors import LubanError
-from luban.recipe import CleanRecipe
 from luban.signals import blocked
+from luban.text_recipe import CleanRecipe
 
 T = TypeVar("T")
 _SIZES = struct.Struct("<QQ")

@@ -35,7 +35,7 @@ from luban.run import Run
 RESAMPLES = 2000
 _UNTOLD = {"about"}
 _MACHINE = ("device", "name", "cores", "threads", "dtype", "luban", "torch", "python", "platform")
-_PLAN = ("compile", "ranks")
+_PLAN = ("kernels", "compile", "ranks")
 _MAX_LINES = 12
 
 

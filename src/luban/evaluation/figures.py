@@ -165,10 +165,11 @@ def machine_rows(records: RunRecords) -> list[dict[str, Any]]:
     add("memory", formats.size(real(machine.get("memory_bytes"))))
     dtype = words(records.plan.get("dtype") or machine.get("dtype"), 40)
     add("dtype", dtype, words(machine.get("why"), 400))
-    compiled = records.plan.get("compile")
     switched = {True: "report.machine.on", False: "report.machine.off"}
-    shown = both(switched[compiled]) if isinstance(compiled, bool) else words(compiled)
-    add("compile", shown, words(records.plan.get("compile_why"), 400))
+    for name in ("kernels", "compile"):
+        choice = records.plan.get(name)
+        shown = both(switched[choice]) if isinstance(choice, bool) else words(choice)
+        add(name, shown, words(records.plan.get(f"{name}_why"), 400))
     note = both("report.machine.peak_note", dtype=page.plain(dtype)) if dtype else None
     add("peak", formats.flops_per_second(real(machine.get("peak_flops"))), note)
     add("bandwidth", formats.bytes_per_second(real(machine.get("bandwidth"))))

@@ -54,9 +54,8 @@ class Evaluation:
         }
 
     def _with_interval(self, name: str) -> dict[str, float | None]:
-        value = self.figures[name]
-        low, high = self.intervals.get(name, (value, value))
-        return {"value": _number(value), "low": _number(low), "high": _number(high)}
+        low, high = self.intervals.get(name, (math.nan, math.nan))  # none where none was asked for
+        return {"value": _number(self.figures[name]), "low": _number(low), "high": _number(high)}
 
 
 def _passage(passage: Mapping[str, Any]) -> dict[str, Any]:

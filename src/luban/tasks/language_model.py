@@ -27,7 +27,7 @@ from luban.models.gpt2 import GPT2Config
 from luban.models.layouts import new_module, read_config, write_config
 from luban.models.loss import cross_entropy_sum, token_losses
 from luban.models.rope import Llama3Scaling
-from luban.recipe import DecoderModel, LanguageModelRecipe, settled
+from luban.recipe import settled
 from luban.tasks.base import Choice, Evaluation, Graph, Machine, Usage
 from luban.tasks.prepared_data import held_to
 from luban.tasks.starting import with_its_tokenizer
@@ -43,6 +43,7 @@ from luban.tasks.text_evaluation import (
 )
 from luban.tasks.text_generation import generate_text
 from luban.tasks.text_model import USAGE, TextModel, load_text_graph, load_text_model, text_graph
+from luban.text_recipe import DecoderModel, LanguageModelRecipe
 
 MICRO_BATCH_TOKENS = 16_384
 QUICK_TOKENS = 16_384

@@ -162,7 +162,7 @@ def _slices(task: RowTask, answers: Sequence[Any], rows: RowSet, settings: Any) 
                 name: {"value": figure, "low": low, "high": high}
                 for name, figure in figures.items()
                 if math.isfinite(figure)
-                for low, high in [intervals.get(name, (figure, figure))]
+                for low, high in [intervals.get(name, (None, None))]
             }
             found.append({"column": column, "value": value, "rows": len(numbers), "metrics": metrics})
     return found

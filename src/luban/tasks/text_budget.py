@@ -20,8 +20,9 @@ from luban.data.shards import TokenShards
 from luban.learner import whole_steps
 from luban.metrics.ngrams import MOST_TOKENS, ngram_loss
 from luban.model_folder import LoadedModel
-from luban.recipe import BUDGETS, LanguageModelRecipe
+from luban.recipe import BUDGETS
 from luban.tasks.base import Choice, Machine
+from luban.text_recipe import LanguageModelRecipe
 
 LADDER = (
     (2, 48), (2, 64), (3, 96), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 512), (10, 640), (12, 768),

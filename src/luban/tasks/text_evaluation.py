@@ -23,8 +23,8 @@ from luban.metrics.text_loss import LN2, TextLoss
 from luban.models.decoder import Decoder
 from luban.models.gpt2 import GPT2
 from luban.models.loss import token_losses
-from luban.recipe import LanguageModelRecipe, TextData, TextEvaluation
 from luban.tasks.base import Evaluation
+from luban.text_recipe import LanguageModelRecipe, TextData, TextEvaluation
 
 if TYPE_CHECKING:
     from luban.tasks.text_model import TextModel

@@ -14,9 +14,8 @@ from luban.tasks.base import Evaluation, Usage
 def model_card(recipe: Recipe, evaluation: Evaluation, result: Mapping[str, Any], usage: Usage) -> str:
     """Write what the model is, what it was measured at, and how to use it."""
     rows = "\n".join(
-        f"| {name} | {value:.4f} | {low:.4f} to {high:.4f} |"
+        f"| {name} | {value:.4f} | {_interval(evaluation.intervals.get(name))} |"
         for name, value in evaluation.figures.items()
-        for low, high in [evaluation.intervals.get(name, (value, value))]
     )
     counts = ", ".join(f"{count:,} {name}" for name, count in evaluation.counts.items())
     return f"""---
@@ -41,3 +40,7 @@ Held-out data: {counts}.
 
 {usage.caution}
 """
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.4f} to {bounds[1]:.4f}"

@@ -47,7 +47,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """Return the recipe with values at `section.key` places, checked again.
 
     Example:
-        >>> from luban.recipe import LanguageModelRecipe
+        >>> from luban.text_recipe import LanguageModelRecipe
         >>> recipe = LanguageModelRecipe.model_validate({"data": {"source": "a.txt"}, "train": {"steps": 9}})
         >>> with_values(recipe, {"train.batch": 8}).train.batch
         8
