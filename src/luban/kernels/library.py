@@ -53,7 +53,7 @@ class Library:
         width = x.shape[-1]
         rows = x.numel() // width
         total = x if added is None else torch.empty_like(x)
-        out, scale = torch.empty(x.shape, dtype=dtype), torch.empty(rows)
+        out, scale = torch.empty(x.shape, dtype=dtype), torch.empty(rows, dtype=torch.float32)
         into = None if added is None else total.data_ptr()
         self._functions["norm_forward", dtype](
             rows, width, x.data_ptr(), _at(added), into, weight.data_ptr(), eps, out.data_ptr(), scale.data_ptr(),
@@ -75,7 +75,7 @@ class Library:
         rows, width, dtype = scale.numel(), total.shape[-1], slopes.dtype
         for_x = torch.empty_like(total)
         for_added = torch.empty_like(slopes) if added and dtype != total.dtype else None
-        part = torch.empty(-(-rows // _PIECE), width)
+        part = torch.empty(-(-rows // _PIECE), width, dtype=torch.float32)
         self._functions["norm_backward", dtype](
             rows, width, slopes.data_ptr(), total.data_ptr(), scale.data_ptr(), weight.data_ptr(), _at(residual),
             for_x.data_ptr(), _at(for_added), part.data_ptr(), _PIECE, torch.get_num_threads(),
@@ -97,7 +97,7 @@ class Library:
         heads = wide // size - 2 * kv_heads
         queries = packed.new_empty(batch, heads, length, size)
         keys, values = (packed.new_empty(batch, kv_heads, length, size) for _ in range(2))
-        scale = torch.empty(batch * length, heads + kv_heads)
+        scale = torch.empty(batch * length, heads + kv_heads, dtype=torch.float32)
         first, second = weights or (None, None)
         self._functions["heads_forward", packed.dtype](
             batch, length, heads, kv_heads, size, packed.data_ptr(), _at(first), _at(second), eps,
@@ -118,7 +118,7 @@ class Library:
         """Return the gradient of `packed`, and those of the weights, (2, size)."""
         (batch, heads, length, size), kv_heads = slopes[0].shape, slopes[1].shape[1]
         for_packed = torch.empty_like(packed)
-        part = torch.empty(-(-batch * length // _PIECE), 2, size)
+        part = torch.empty(-(-batch * length // _PIECE), 2, size, dtype=torch.float32)
         first, second = weights or (None, None)
         self._functions["heads_backward", packed.dtype](
             batch, length, heads, kv_heads, size, *(slope.data_ptr() for slope in slopes), packed.data_ptr(),

@@ -71,14 +71,6 @@ def _dtype(x: Tensor) -> torch.dtype:
 def _side_by_side(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
     """Return matrices below one another, (sum of their outputs, inputs), as `dtype`."""
     whole = torch.empty(sum(w.shape[0] for w in weights), weights[0].shape[1], dtype=dtype)
-    return (
-        torch.cat([w.detach() for w in weights], out=whole)
-        if dtype == weights[0].dtype
-        else _copied(whole, weights)
-    )
-
-
-def _copied(whole: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     for part, weight in zip(torch.split(whole, [w.shape[0] for w in weights]), weights, strict=True):
         part.copy_(weight.detach())
     return whole
@@ -120,13 +112,8 @@ class _NormAfterSum(torch.autograd.Function):
     def backward(ctx: Any, residual: Tensor | None, slopes: Tensor | None) -> tuple[Tensor | None, ...]:
         total, scale, weight = ctx.saved_tensors
         if slopes is None:
-            return (
-                None,
-                residual,
-                None if residual is None or not ctx.added else residual.to(ctx.added),
-                None,
-                None,
-            )
+            for_added = None if residual is None or ctx.added is None else residual.to(ctx.added)
+            return None, residual, for_added, None, None
         for_x, for_added, for_weight = ctx.library.norm_backward(
             slopes.contiguous(),
             total,
@@ -233,5 +220,8 @@ class _GatedProducts(torch.autograd.Function):
 
 
 def plain(*linears: nn.Module) -> bool:
-    """Whether these are matrices and nothing else: a layer that was put in the place of one is left to itself."""
-    return all(type(linear) is nn.Linear and linear.bias is None for linear in linears)
+    """Whether these are float32 matrices and nothing else: a layer in the place of one is left to itself."""
+    return all(
+        type(linear) is nn.Linear and linear.bias is None and linear.weight.dtype == torch.float32
+        for linear in linears
+    )

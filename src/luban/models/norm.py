@@ -34,7 +34,8 @@ class RMSNorm(nn.Module):
 
     def after(self, x: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return x + added (`x` where nothing is added), and the norm of that: what a residual stream needs of both."""
-        if x.dtype == torch.float32 and self.weight.numel() % LANES == 0 and (library := kernels_for(x)):
+        fits = x.dtype == self.weight.dtype == torch.float32 and self.weight.numel() % LANES == 0
+        if fits and (library := kernels_for(x)):
             return norm_after_sum(library, x, added, self.weight, self.eps)
         total = x if added is None else x + added
         return total, self(total)
