@@ -27,7 +27,6 @@ from figures import put_section, table
 from luban.kernels import Library, find
 from luban.machine import device_name, keep_memory, measure_matmul, set_threads
 from luban.models.decoder import Decoder
-from luban.models.fused import using
 from luban.models.loss import cross_entropy_sum
 from luban.tasks.language_model import build
 from luban.text_recipe import DecoderModel
@@ -101,7 +100,10 @@ def page(found: dict[str, Any]) -> str:
         for name, label in WAYS.items():
             taken = row["milliseconds"][name]
             low, _, high = statistics.quantiles(taken, n=4)
-            once = {"compiled": f"{row['compiling_seconds']:.0f} s", "kernels": f"{found['making_seconds']:.1f} s"}
+            once = {
+                "compiled": f"{row['compiling_seconds']:.0f} s",
+                "kernels": f"{found['making_seconds']:.1f} s",
+            }
             lines.append([
                 f"{row['size']}, {row['dtype']}", label, f"{statistics.median(taken):,.0f} ({low:,.0f} to {high:,.0f})",
                 f"{base / statistics.median(taken):.2f}", once.get(name, ""),
@@ -119,7 +121,9 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=31)
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["bfloat16", "float32"])
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["bfloat16", "float32"]
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     keep_memory()

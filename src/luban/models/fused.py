@@ -221,7 +221,8 @@ class _GatedProducts(torch.autograd.Function):
 
 def plain(*linears: nn.Module) -> bool:
     """Whether these are float32 matrices and nothing else: a layer in the place of one is left to itself."""
-    return all(
-        type(linear) is nn.Linear and linear.bias is None and linear.weight.dtype == torch.float32
-        for linear in linears
-    )
+    return all(type(linear) is nn.Linear and _is_matrix(linear.bias, linear.weight) for linear in linears)
+
+
+def _is_matrix(bias: Tensor | None, weight: Tensor) -> bool:
+    return bias is None and weight.dtype == torch.float32
