@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 from luban.console import Show, switches
@@ -131,24 +130,3 @@ def test_a_run_with_them_learns_as_one_without_and_goes_on_to_the_same_bytes(
     assert losses(tmp_path / "bare") == pytest.approx(losses(whole), abs=1e-4)
     events = (tmp_path / "bare" / "events.jsonl").read_text("utf-8")
     assert "the run began with kernels, and now there is no gcc" in events
-
-
-def test_one_thread_and_two_train_alike(library: Library, settings: dict[str, Any]) -> None:
-    """The parts of a kernel do not depend on threads; torch's products may, in the last bits."""
-    from luban.models.fused import using
-    from luban.models.loss import cross_entropy_sum
-
-    torch.manual_seed(0)
-    model, threads, found = decoder(64), torch.get_num_threads(), []
-    ids = torch.randint(9, (2, 70))
-    try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            with using(library):
-                loss, _ = cross_entropy_sum(model.hidden(ids[:, :-1]), model.output_weight, ids[:, 1:])
-            loss.backward()
-            found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-            model.zero_grad()
-    finally:
-        torch.set_num_threads(threads)
-    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)

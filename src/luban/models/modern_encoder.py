@@ -117,9 +117,10 @@ class ModernEncoder(nn.Module):
         x = dropout(self.tokens(ids), self.config.dropout, self.training)  # (batch, length, width)
         cosines, sines = self.rotary(ids.shape[1])
         seen = keys_mask(mask)  # (batch, 1, 1, length)
+        added = None
         for block in self.layers:
-            x = block(x, cosines, sines, seen, None)
-        out: Tensor = self.norm(x)
+            x, added = block(x, added, cosines, sines, seen, None)
+        out: Tensor = self.norm.after(x, added)[1]
         return out
 
     @torch.no_grad()
