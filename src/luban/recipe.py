@@ -239,6 +239,12 @@ class TrainRecipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _kernels_or_compiler(self) -> Self:
+        if self.kernels == "on" and self.compile == "on":
+            raise ValueError("what is compiled uses no kernels: set kernels or compile to auto")
+        return self
+
+    @model_validator(mode="after")
     def _holds_with_muon(self) -> Self:
         if self.hold_norms and self.optimizer != "muon":
             raise ValueError(f"hold_norms is muon's; received optimizer {self.optimizer}")

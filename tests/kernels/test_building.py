@@ -1,5 +1,6 @@
 """The library is compiled once, checked, and kept where nobody else can write; what fails is told in a few words."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from luban.errors import StorageError
 from luban.kernels import Library, NoKernelsError, building, find
 from luban.kernels.checking import wrong
 
 
 @pytest.fixture(autouse=True)
 def anew() -> None:
-    find.cache_clear()
+    building._found.cache_clear()
 
 
 @pytest.fixture
@@ -40,18 +42,19 @@ def works(library: Library) -> bool:
 @pytest.mark.usefixtures("library")
 def test_it_is_compiled_once_and_kept(tmp_path: Path, runs: list[list[str]]) -> None:
     folder = tmp_path / "deep" / "cache"
-    assert works(find(folder)) and len(runs) == 1
+    assert works(find(folder)) and len(runs) == 2
     kept = list(folder.iterdir())
     assert [path.suffix for path in kept] == [".so"]
-    find.cache_clear()
-    assert works(find(folder)) and len(runs) == 1
+    building._found.cache_clear()
+    assert works(find(folder)) and len(runs) == 2
     whole = kept[0].read_bytes()
     for number, damaged in enumerate((b"", whole[:-1], whole[:20000] + b"?" + whole[20001:])):
         kept[0].unlink()  # not written over: it is loaded
         kept[0].write_bytes(damaged)
-        find.cache_clear()
-        assert works(find(folder)) and len(runs) == 2 + number
-        assert kept[0].read_bytes() == whole or kept[0].stat().st_size == len(whole)
+        building._found.cache_clear()
+        assert works(find(folder)) and len(runs) == 4 + 2 * number
+        held = kept[0].read_bytes()
+        assert hashlib.sha256(held[:-32]).digest() == held[-32:], "a whole one lies there again"
 
 
 @pytest.mark.usefixtures("library")
@@ -61,7 +64,7 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(
 ) -> None:
     tmp_path.chmod(0o700 | others)
     assert works(find(tmp_path)) and works(find(tmp_path))
-    assert list(tmp_path.iterdir()) == [] and len(runs) == 1
+    assert list(tmp_path.iterdir()) == [] and len(runs) == 2
 
 
 @pytest.mark.usefixtures("library")
@@ -70,6 +73,46 @@ def test_the_users_cache_is_where_it_is_kept(tmp_path: Path, monkeypatch: pytest
     find()
     assert [path.suffix for path in (tmp_path / "luban").iterdir()] == [".so"]
     assert (tmp_path / "luban").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.usefixtures("library")
+def test_a_library_that_is_not_this_users_or_a_link_is_compiled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[list[str]]
+) -> None:
+    find(tmp_path / "own")
+    (kept,) = (tmp_path / "own").iterdir()
+    kept.chmod(0o666)
+    building._found.cache_clear()
+    assert works(find(tmp_path / "own")) and len(runs) == 4
+    kept.rename(tmp_path / "elsewhere.so")
+    kept.symlink_to(tmp_path / "elsewhere.so")
+    building._found.cache_clear()
+    assert works(find(tmp_path / "own")) and len(runs) == 6
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    assert works(find(tmp_path / "link")) and len(runs) == 8, "a link could be led elsewhere meanwhile"
+
+
+@pytest.mark.usefixtures("library")
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(building, "write_bytes", full)
+    assert works(find(tmp_path)) and list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(building, "_writable", lambda _: tmp_path / "gone")
+    building._found.cache_clear()
+    with pytest.raises(NoKernelsError, match="they could not be compiled: No such file or directory"):
+        find(tmp_path)
+
+
+def test_a_compiler_that_fails_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(tmp_path / "bin", monkeypatch, f"echo asked >> {tmp_path / 'asked'}; exit 1")
+    for _ in range(3):
+        with pytest.raises(NoKernelsError):
+            find(tmp_path / "cache")
+    assert (tmp_path / "asked").read_text() == "asked\n"
 
 
 def compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -89,7 +132,11 @@ def compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None
             "gcc failed: fused.c:1: error: no such thing",
         ),
         ("exit 0", "what gcc made does not load: "),
-        ("exit 3", "gcc failed: "),
+        ("exit 3", "gcc failed: exit code 3"),
+        (
+            "echo 'In file:' >&2; echo 'a.c:1: fatal error: x' >&2; echo ended. >&2; exit 1",
+            "gcc failed: a.c:1: fatal",
+        ),
     ],
 )
 def test_a_compiler_that_fails_is_told_of(
@@ -107,7 +154,7 @@ def test_without_a_compiler_there_are_none(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(NoKernelsError, match="there is no gcc"):
         find(tmp_path)
     monkeypatch.setattr(building.sys, "platform", "darwin")
-    find.cache_clear()
+    building._found.cache_clear()
     with pytest.raises(NoKernelsError, match="they are made for Linux"):
         find(tmp_path)
 

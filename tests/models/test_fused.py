@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from luban.kernels import Library, NoKernelsError, find
 from luban.models.decoder import Decoder, DecoderConfig
-from luban.models.fused import using
+from luban.models.fused import kernels_for, using
 from luban.models.loss import cross_entropy_sum
 
 SHAPE: dict[str, Any] = {
@@ -184,8 +184,27 @@ def test_what_does_not_train_is_torchs_to_the_last_bit(library: Library) -> None
 
 
 def test_a_library_is_used_within_its_block_alone(library: Library) -> None:
-    model = decoder(**CONFIGS["qwen3"])
-    before = Products.counted(lambda: trained(model, None), everything=True)
-    with using(library), pytest.raises(ZeroDivisionError), using(None):
+    x = torch.ones(2, 32, requires_grad=True)
+    assert kernels_for(x) is None
+    with pytest.raises(ZeroDivisionError), using(library):
+        assert kernels_for(x) is library and kernels_for(x.detach()) is None
+        with using(None):
+            assert kernels_for(x) is None
+        assert kernels_for(x) is library
         raise ZeroDivisionError
-    assert Products.counted(lambda: trained(model, None), everything=True) == before
+    assert kernels_for(x) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"),
+    [
+        ("qwen3", True),
+        ("grouped", True),
+        ("qwen2, which has biases", False),
+        ("a window that reaches", False),
+        ("heads too small", False),
+        ("an odd width", False),
+    ],
+)
+def test_a_decoder_says_whether_all_of_its_blocks_take_kernels(name: str, takes: bool) -> None:
+    assert decoder(**CONFIGS[name]).takes_kernels is takes

@@ -43,7 +43,11 @@ def recipe(**changes: Any) -> TrainRecipe:
 def test_a_decoder_on_a_cpu_takes_them(library: Library) -> None:
     assert choose_kernels(recipe(), decoder()) == (library, "this network takes them")
     assert choose_kernels(recipe(kernels="on"), decoder()) == (library, "asked for")
-    assert choose_kernels(recipe(kernels="on", compile="on"), decoder())[0] is library
+
+
+def test_kernels_and_a_compiler_are_not_asked_for_together() -> None:
+    with pytest.raises(ValueError, match="what is compiled uses no kernels"):
+        recipe(kernels="on", compile="on")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,9 @@ def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "find", gone)
     assert choose_kernels(recipe(), decoder()) == (None, "there is no gcc")
     told: list[str] = []
-    assert kernels_again(told.append) is None
+    with pytest.raises(RecipeError, match=r"train\.kernels: there is no gcc"):
+        kernels_again(recipe(kernels="on"), told.append)
+    assert kernels_again(recipe(), told.append) is None
     assert told == [
         "the run began with kernels, and now there is no gcc: results may differ in the last bits"
     ]

@@ -81,4 +81,4 @@ def test_on_a_gpu_its_memory_bounds_what_is_chosen(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (7_000, 9_000))
     settle(None, Kind, None, None)  # type: ignore[arg-type]
-    assert seen == [Machine(1e12, 7_000, False, 2e11)]
+    assert seen == [Machine(1e12, 7_000)]

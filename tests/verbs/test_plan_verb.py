@@ -26,7 +26,17 @@ from luban.verbs.plan import plan
 from luban.verbs.train import Tools, train
 
 SAME = ("model/model.safetensors", "metrics.jsonl", "evaluation.json", "recipe.json")
-FIXED = ("parameters", "step_flops", "step_tokens", "dtype", "compile", "evaluations", "model", "fingerprint")
+FIXED = (
+    "parameters",
+    "step_flops",
+    "step_tokens",
+    "dtype",
+    "kernels",
+    "compile",
+    "evaluations",
+    "model",
+    "fingerprint",
+)
 
 
 @pytest.fixture(scope="module")

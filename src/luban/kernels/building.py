@@ -29,7 +29,7 @@ from luban.kernels.checking import wrong
 from luban.kernels.library import Library
 
 SOURCES = ("fused.c", "body.h")
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fPIC", "-Wno-psabi")
 _SECONDS = 120.0
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -38,9 +38,8 @@ class NoKernelsError(Exception):
     """There are no kernels here; the message says why in a few words."""
 
 
-@lru_cache
 def find(folder: Path | None = None) -> Library:
-    """Return the library, compiled now where it was not yet.
+    """Return the library, compiled now where it was not yet; what came of it is remembered.
 
     Arguments:
         folder: where it is kept; None: `luban` in the user's cache folder (XDG_CACHE_HOME, or ~/.cache). One that
@@ -49,32 +48,51 @@ def find(folder: Path | None = None) -> Library:
     Raises:
         NoKernelsError: on another system than Linux, without GCC, or when the compiler or what it made failed.
     """
+    found = _found(folder)
+    if isinstance(found, str):
+        raise NoKernelsError(found)
+    return found
+
+
+@lru_cache
+def _found(folder: Path | None) -> Library | str:
+    """Return the library, or why there is none: a compiler that fails is not asked again."""
     if sys.platform != "linux":
-        raise NoKernelsError(f"they are made for Linux, this is {platform.system()}")
+        return f"they are made for Linux, and this is {platform.system()}"
     runtime = next(iter(sorted(Path(torch.__file__).with_name("lib").glob("libgomp*.so*"))), None)
     if runtime is None:
-        raise NoKernelsError("torch was built without GNU OpenMP")
+        return "this build of torch brings no GNU OpenMP"
     wanted = folder or _cache()
     kept = None if wanted is None else _own_folder(wanted)
     name = f"kernels-{_identity(runtime)}.so"
-    if kept is not None and _is_whole(kept / name):
-        with contextlib.suppress(OSError):
-            return Library(ctypes.CDLL(str(kept / name)))
+    if kept is not None and (library := _loaded(kept / name)):
+        return library
     compiler = shutil.which("gcc")
     if compiler is None:
-        raise NoKernelsError("there is no gcc")
-    with tempfile.TemporaryDirectory(prefix=".kernels.", dir=kept) as scratch:
-        made = Path(scratch) / name
-        _compile(compiler, runtime, made)
-        try:
-            library = Library(ctypes.CDLL(str(made)))
-        except OSError as error:
-            raise NoKernelsError(f"what gcc made does not load: {error}") from error
-        if found := wrong(library):
-            raise NoKernelsError(f"what gcc made computes {found} wrong")
-        if kept is not None:
-            with contextlib.suppress(OSError, StorageError):
-                write_bytes(kept / name, _sealed(made.read_bytes()), DISK)
+        return "there is no gcc"
+    try:
+        # Where it loads: a folder for temporary files may forbid that, and the cache may be full or read-only.
+        with tempfile.TemporaryDirectory(
+            prefix=".kernels.", dir=_writable(kept), ignore_cleanup_errors=True
+        ) as scratch:
+            return _made(compiler, runtime, Path(scratch) / name, kept)
+    except OSError as error:
+        return f"they could not be compiled: {error.strerror or error}"
+
+
+def _made(compiler: str, runtime: Path, made: Path, kept: Path | None) -> Library | str:
+    """Compile the library, check it, and keep it; return it, or why there is none."""
+    if failed := _compile(compiler, runtime, made):
+        return f"gcc failed: {failed}"
+    try:
+        library = Library(ctypes.CDLL(str(made)))
+    except OSError as error:
+        return f"what gcc made does not load: {error}"
+    if found := wrong(library):
+        return f"what gcc made computes {found} wrong"
+    if kept is not None:
+        with contextlib.suppress(OSError, StorageError):
+            write_bytes(kept / made.name, _sealed(made.read_bytes()), DISK)
     return library
 
 
@@ -83,14 +101,24 @@ def _sealed(library: bytes) -> bytes:
     return library + hashlib.sha256(library).digest()
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a kept library is what was written: to load a damaged one may end the process."""
+def _loaded(path: Path) -> Library | None:
+    """Load a kept library if it is this user's and whole: to load a damaged one may end the process."""
     try:
-        held = path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return False
-    size = hashlib.sha256().digest_size
-    return _sealed(held[:-size]) == held
+        return None
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
+            held = file.read()
+        size = hashlib.sha256().digest_size
+        if not _is_own(os.fstat(descriptor)) or _sealed(held[:-size]) != held:
+            return None
+        # By the descriptor: what is loaded is what was looked at.
+        return Library(ctypes.CDLL(f"/proc/self/fd/{descriptor}"))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _cache() -> Path | None:
@@ -105,11 +133,18 @@ def _own_folder(folder: Path) -> Path | None:
     """Return the folder, made where it was not; None where others could put a library of theirs into it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        found = folder.lstat()
     except OSError:
         return None
-    foreign = found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return None if foreign else folder
+    return folder if stat.S_ISDIR(found.st_mode) and _is_own(found) else None
+
+
+def _is_own(found: os.stat_result) -> bool:
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _writable(folder: Path | None) -> Path | None:
+    return folder if folder is not None and os.access(folder, os.W_OK) else None
 
 
 def _identity(runtime: Path) -> str:
@@ -129,15 +164,32 @@ def _source(name: str) -> bytes:
     return resources.files("luban.kernels").joinpath(name).read_bytes()
 
 
-def _compile(compiler: str, runtime: Path, to: Path) -> None:
+def _compile(compiler: str, runtime: Path, to: Path) -> str | None:
+    """Return why it failed, in one line, or None."""
     for source in SOURCES:
         (to.parent / source).write_bytes(_source(source))
-    linked = [f"-L{runtime.parent}", f"-l:{runtime.name}", "-lm"]
-    command = [compiler, *FLAGS, SOURCES[0], "-o", str(to), *linked]
+    # In two steps: linked with -fopenmp, it would want the system's OpenMP besides that of torch.
+    compiling = [compiler, *FLAGS, "-c", SOURCES[0], "-o", "fused.o"]
+    linking = [
+        compiler,
+        "-shared",
+        "fused.o",
+        f"-L{runtime.parent}",
+        f"-l:{runtime.name}",
+        "-lm",
+        "-o",
+        str(to),
+    ]
     try:
-        subprocess.run(command, cwd=to.parent, capture_output=True, check=True, timeout=_SECONDS)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error).encode()
-        raise NoKernelsError(
-            f"gcc failed: {said.decode(errors='replace').strip().splitlines()[-1][:200]}"
-        ) from error
+        for command in (compiling, linking):
+            subprocess.run(command, cwd=to.parent, capture_output=True, check=True, timeout=_SECONDS)
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.decode(errors="replace").splitlines() if line.strip()]
+        told = next(
+            (line for line in lines if "error" in line),
+            lines[-1] if lines else f"exit code {error.returncode}",
+        )
+        return told.strip()[:200]
+    except subprocess.TimeoutExpired:
+        return f"it had not ended after {_SECONDS:.0f} s"
+    return None

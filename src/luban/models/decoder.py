@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -135,9 +136,20 @@ class Attention(nn.Module):
         return out
 
     def _plainly_causal(self, x: Tensor, cosines: Tensor, mask: Tensor | None, cache: Cache | None) -> bool:
-        """Whether kernels serve: whole texts from position zero, matrices without biases."""
+        """Whether kernels serve: whole texts from position zero, matrices without biases, norms of heads or none."""
         whole = mask is None and cache is None and cosines.ndim == 3 and x.shape[1] <= MOST_KEYS
-        return whole and self.fits and plain(self.q_proj, self.k_proj, self.v_proj)
+        normed = [isinstance(norm, RMSNorm) and norm.weight.dtype == torch.float32 for norm in self._norms]
+        bare = [isinstance(norm, nn.Identity) for norm in self._norms]
+        return (
+            whole
+            and self.fits
+            and plain(self.q_proj, self.k_proj, self.v_proj)
+            and (all(normed) or all(bare))
+        )
+
+    @property
+    def _norms(self) -> tuple[nn.Module, nn.Module]:
+        return self.q_norm, self.k_norm
 
     def _by_kernels(self, library: Library, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         """What `forward` computes, in fewer passes over memory."""
@@ -236,7 +248,10 @@ class Decoder(nn.Module):
         self.config = config
         self.model = Stack(config)
         self.rotary = RotaryTables(config.head_dim, config.max_length, config.rope_theta, config.rope_scaling)
-        self.takes_kernels = config.width % LANES == 0
+        # All of a block: where only some of it does, it is not known to be faster than a compiler.
+        reaches = config.sliding_window is not None and config.sliding_window < config.max_length
+        biased = config.qkv_bias or config.mlp_bias or reaches
+        self.takes_kernels = fits(config.width, head_dim=config.head_dim) and not biased
         self.lm_head = None if config.tied else Head(config.width, config.vocab_size, bias=False)
         self.reset_parameters()
 

@@ -315,7 +315,8 @@ def _offer(recipe: LanguageModelRecipe, text: Text, machine: Machine, layers: in
     train, model = recipe.train, recipe.model
     length, batch = recipe.data.length or 128, train.batch or 8
     heads = model.heads or heads_of(width, model.kv_heads or 1)
-    kernels = machine.kernels and model.layout != "gpt2" and width % 16 == 0
+    whole = (model.head_dim or width // heads) % 32 == 0 and width % 16 == 0
+    kernels = machine.kernels and whole and model.layout not in ("gpt2", "qwen2")
     for _ in range(3):
         shape = Shape(layers, width, heads, length, batch)
         step = step_seconds(

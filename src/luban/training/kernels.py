@@ -25,11 +25,7 @@ def choose_kernels(settings: TrainRecipe, model: nn.Module) -> tuple[Library | N
         except NoKernelsError as error:
             why = str(error)
     if settings.kernels == "on":
-        raise RecipeError(
-            f"train.kernels: {why}",
-            received=settings.kernels,
-            fix="set train.kernels to auto, or install gcc",
-        )
+        raise _cannot(why)
     return None, why
 
 
@@ -44,13 +40,24 @@ def kernels_expected(settings: TrainRecipe) -> bool:
     return True
 
 
-def kernels_again(tell: Callable[[str], None]) -> Library | None:
-    """Return the kernels for a run that began with them, or None, and say so, where they are gone."""
+def kernels_again(settings: TrainRecipe, tell: Callable[[str], None]) -> Library | None:
+    """Return the kernels for a run that began with them, or None, and say so, where they are gone.
+
+    Raises:
+        RecipeError: the recipe asks for them.
+    """
     try:
         return find()
     except NoKernelsError as error:
+        if settings.kernels == "on":
+            raise _cannot(str(error)) from error
         tell(f"the run began with kernels, and now {error}: results may differ in the last bits")
         return None
+
+
+def _cannot(why: str) -> RecipeError:
+    mend = "install gcc, or set" if "gcc" in why else "set"
+    return RecipeError(f"train.kernels: {why}", received="on", fix=f"{mend} train.kernels to auto")
 
 
 def _why_not(settings: TrainRecipe, model: nn.Module) -> str | None:

@@ -38,7 +38,10 @@ def settle(recipe: Recipe, kind: type[Task], data: Any, start: Any) -> tuple[Rec
     """Choose what the recipe leaves open; return the recipe with the values in it, and the reasons."""
     takes = getattr(kind, "takes_kernels", False)  # who does not is spared their compiling
     rates = matrix_rates()
-    machine = Machine(max(rates), bytes_left(), takes and kernels_expected(recipe.train), rates[0])
+    between = (
+        None if torch.cuda.is_available() else rates[0]
+    )  # a GPU's memory does not go by its float32 products
+    machine = Machine(max(rates), bytes_left(), takes and kernels_expected(recipe.train), between)
     chosen = dict(kind.choose(recipe, data, machine, start))
     return with_values(recipe, {key: choice.value for key, choice in chosen.items()}), chosen
 

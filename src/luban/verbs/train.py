@@ -251,7 +251,7 @@ class _Training:
             ),
             record=self.record,
             dtype=dtype_named(plan["dtype"]),
-            kernels=kernels_again(self._warn) if plan.get("kernels") else None,
+            kernels=kernels_again(settings, self._warn) if plan.get("kernels") else None,
             stop=self.tools.stop,
             compiling=Compiling(task.model, wanted=bool(plan["compile"]), tell=self._warn),
             faults=self.tools.faults,
