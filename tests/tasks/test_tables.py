@@ -535,7 +535,8 @@ def test_a_row_that_cannot_be_answered_says_why(priced: Path) -> None:
     assert [answer.get("error") for answer in answers] == [
         "the row has no place, since",
         "place is a list, not a cell of a table",
-        "a row is an object with columns; received 'a text'",
+        "a row is an object with columns; received 'a text'; "
+        "give a table as a file (--input FILE), or each row as JSON",
         None,
     ]
     assert math.isfinite(answers[3]["value"])  # an unknown category is no error

@@ -186,7 +186,10 @@ class RowTask:
         """Return one raw row to be answered as values by column: an object as it is; a text where that is enough."""
         if isinstance(raw, Mapping):
             return raw
-        raise BadValue("not_text", f"a row is an object with columns; received {str(raw)[:80]!r}")
+        detail = f"a row is an object with columns; received {str(raw)[:80]!r}"
+        if isinstance(raw, str):  # a line of a table, perhaps, piped in
+            detail += "; give a table as a file (--input FILE), or each row as JSON"
+        raise BadValue("not_text", detail)
 
     # What the network is, and what its outputs mean.
 
