@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import hypothesis
@@ -30,3 +31,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data sets at {folder}; set LUBAN_DATA to a folder that has them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def library() -> Any:
+    """The kernels as this machine's GCC makes them."""
+    from luban.kernels import NoKernelsError, find
+
+    try:
+        return find()
+    except NoKernelsError as error:
+        pytest.skip(f"no kernels on this machine: {error}")

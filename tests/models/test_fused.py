@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from luban.kernels import Library, NoKernelsError, find
+from luban.kernels import Library
 from luban.models.decoder import Decoder, DecoderConfig
 from luban.models.fused import kernels_for, using
 from luban.models.loss import cross_entropy_sum
@@ -32,14 +32,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "a narrow gate": {"layout": "llama", "mlp_width": 8},
     "dropout": {"layout": "qwen3", "qk_norm": True, "dropout": 0.3},
 }
-
-
-@pytest.fixture(scope="module")
-def library() -> Library:
-    try:
-        return find()
-    except NoKernelsError as error:
-        pytest.skip(f"no kernels on this machine: {error}")
 
 
 def decoder(**changes: Any) -> Decoder:
