@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,6 +160,32 @@ def test_without_a_compiler_there_are_none(tmp_path: Path, monkeypatch: pytest.M
         find(tmp_path)
 
 
+@pytest.mark.parametrize("without", ["amx-bf16", "avx512bf16"])
+def test_a_processor_with_fewer_instructions_has_what_it_can(
+    without: str, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made for one without a matrix unit, or without products of bfloat16, is right, and says what it lacks."""
+    if platform.machine() != "x86_64":
+        pytest.skip("these are instructions of an x86")
+    monkeypatch.setattr(building, "FLAGS", (*building.FLAGS, f"-mno-{without}", "-mno-amx-bf16"))
+    fewer = find(tmp_path)
+    assert wrong(fewer) is None and works(fewer)
+    assert not fewer.multiplies(torch.bfloat16)
+    assert fewer.attends(torch.bfloat16) == (without == "amx-bf16" and library.attends(torch.bfloat16))
+
+
+def test_a_system_that_does_not_lend_the_matrix_unit(library: Library) -> None:
+    class Refusing:
+        """The library, in a process that may not use it."""
+
+        def __getattr__(self, name: str) -> object:
+            return (lambda: 1) if name == "tiles_allowed" else getattr(library._loaded, name)
+
+    refused = Library(Refusing())  # type: ignore[arg-type]
+    assert not refused.attends(torch.bfloat16) and not refused.multiplies(torch.bfloat16)
+    assert not refused.takes_muon(64, 64) and wrong(refused) is None and works(refused)
+
+
 BROKEN: dict[str, Callable[[Library, pytest.MonkeyPatch], None]] = {
     "the gate in float32": lambda library, patch: spoil(library, patch, "gated_forward"),
     "the norm in float32": lambda library, patch: spoil(library, patch, "norm_backward"),
@@ -166,16 +193,24 @@ BROKEN: dict[str, Callable[[Library, pytest.MonkeyPatch], None]] = {
     "the softmax in float32": lambda library, patch: patch.setattr(
         library, "softmax_forward", lambda *_: None
     ),
+    "attention in bfloat16": lambda library, patch: spoil(library, patch, "attention_backward"),
+    "the gradient of a matrix in bfloat16": lambda library, patch: spoil(library, patch, "matrix_backward"),
+    "Muon in bfloat16": lambda library, patch: patch.setattr(library, "muon", lambda *_, **__: None),
+}
+LACKING = {
+    "attention in bfloat16": Library.attends,
+    "the gradient of a matrix in bfloat16": Library.multiplies,
+    "Muon in bfloat16": Library.attends,
 }
 
 
 def spoil(library: Library, patch: pytest.MonkeyPatch, name: str) -> None:
-    """Let a function err by a thousandth, in the first tensor it returns."""
-    own = getattr(library, name)
+    """Let a function err by more than rounding does, in the first tensor it returns."""
+    own, by = getattr(library, name), 1.01 if name in ("attention_backward", "matrix_backward") else 1.001
 
     def erring(*given, **named):
         found = own(*given, **named)
-        return found * 1.001 if isinstance(found, Tensor) else (found[0] * 1.001, *found[1:])
+        return found * by if isinstance(found, Tensor) else (found[0] * by, *found[1:])
 
     patch.setattr(library, name, erring)
 
@@ -185,6 +220,8 @@ def test_what_computes_something_else_is_found(
     told: str, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert wrong(library) is None
+    if told in LACKING and not LACKING[told](library, torch.bfloat16):
+        pytest.skip("this processor has no such products")
     BROKEN[told](library, monkeypatch)
     assert wrong(library) == told
 

@@ -5,13 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from luban.kernels import Library, find
+from luban.kernels import Library, Moving, find
 from luban.models.rope import frequencies, rotate
 
 NEAR = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
@@ -139,6 +140,78 @@ def test_a_causal_softmax(
     assert error.norm() <= NEAR[dtype] * (slopes.double() * expected.detach()).norm()
 
 
+@pytest.fixture
+def multiplying(library: Library) -> Library:
+    """Those of a processor with products of bfloat16."""
+    if not library.attends(torch.bfloat16):
+        pytest.skip("this processor has no products of bfloat16 numbers")
+    return library
+
+
+fixtures_stay = settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@fixtures_stay
+@given(
+    seeds,
+    st.integers(1, 3),
+    st.integers(1, 150),
+    st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)]),
+    st.sampled_from([32, 64, 96]),
+    st.sampled_from([0.1, 1.0, 6.0]),
+)
+def test_causal_attention(
+    multiplying: Library, seed: int, batch: int, length: int, of: tuple[int, int], size: int, sharp: float
+) -> None:
+    """Heads that share keys or not, lengths of whole blocks or not, queries that see one key or all."""
+    heads, kv_heads = of
+    queries, keys, values = (
+        drawn(seed + n, batch, count, length, size, dtype=torch.bfloat16)
+        for n, count in enumerate((heads, kv_heads, kv_heads))
+    )
+    queries = queries * (sharp * size**-0.5)
+    slopes = drawn(seed + 3, batch, length, heads, size, dtype=torch.bfloat16)
+    out, logs = multiplying.attention_forward(queries, keys, values)
+    found = multiplying.attention_backward(slopes, out, queries, keys, values, logs)
+
+    wide = [x.double().requires_grad_() for x in (queries, keys, values)]
+    key, value = (x.repeat_interleave(heads // kv_heads, 1) for x in wide[1:])
+    scores = wide[0] @ key.mT
+    scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
+    expected = (torch.softmax(scores, -1) @ value).transpose(1, 2)
+    expected.backward(slopes.double())
+    close(out, expected.detach(), 1e-2)
+    close(logs, scores.detach().logsumexp(-1), 1e-5)
+    # Slopes of scores cancel: what is left of them has fewer digits, and of one key there is nothing left.
+    whole = sum(float(x.grad.norm()) for x in wide if x.grad is not None)
+    for one, other in zip(found, wide, strict=True):
+        assert other.grad is not None and one.shape == other.shape
+        assert (one.double() - other.grad).norm() <= 1e-2 * whole
+
+
+def test_attention_that_is_not_a_number_stays_none(multiplying: Library) -> None:
+    queries, keys, values = (drawn(n, 1, 2, 40, 32, dtype=torch.bfloat16) for n in range(3))
+    keys[0, 1, 20, 3] = torch.nan
+    out, _ = multiplying.attention_forward(queries, keys, values)
+    assert out[0, 20:, 1].isnan().all()  # who sees it
+    assert not out[0, :20, 1].isnan().any() and not out[0, :, 0].isnan().any()
+
+
+@fixtures_stay
+@given(seeds, st.sampled_from([1, 31, 64, 512, 513, 1100]), st.integers(1, 100), st.integers(1, 100))
+def test_the_gradient_of_a_matrix(
+    multiplying: Library, seed: int, tokens: int, outputs: int, inputs: int
+) -> None:
+    if not multiplying.multiplies(torch.bfloat16):
+        pytest.skip("this processor has no matrix unit")
+    slopes, states = (
+        drawn(seed + n, tokens, width, dtype=torch.bfloat16) for n, width in enumerate((outputs, inputs))
+    )
+    close(multiplying.matrix_backward(slopes, states), slopes.double().t() @ states.double(), 1e-5)
+
+
 def test_powers_of_numbers_as_large_as_they_come(library: Library) -> None:
     """A gate far out is shut or open, and not a number is not one: nothing is made finite that was not."""
     far = torch.tensor([[-1e30, -200.0, -88.0, -1.0, 0.0, 1.0, 88.0, 200.0, 1e30] + [0.0] * 7])
@@ -190,7 +263,34 @@ def calls(library: Library) -> dict[str, Callable[[], Sequence[Tensor | None]]]:
             (heads[0], heads[1], heads[2]), packed, norms, scale, angles, angles
         ),
         "softmax": softmax,
+        **(products(library) if library.attends(bf16) else {}),
     }
+
+
+def products(library: Library) -> dict[str, Callable[[], Sequence[Tensor | None]]]:
+    """Those of bfloat16, where the processor has them."""
+    bf16 = torch.bfloat16
+    queries, keys, values = (drawn(n, 2, heads, 100, 32, dtype=bf16) for n, heads in enumerate((6, 3, 3)))
+    slopes = drawn(3, 2, 100, 6, 32, dtype=bf16)
+    out, logs = library.attention_forward(queries, keys, values)
+
+    def muon() -> list[Tensor]:
+        moved = [drawn(n, *shape) for n, shape in enumerate([(40, 100), (64, 64), (100, 40), (17, 5)])]
+        library.muon(
+            [Moving(weights, weights.clone(), weights.clone(), 1.0, 0.1) for weights in moved],
+            scale=1.0, mix=0.9, nesterov=True, slack=1.0, least=1e-6, coefficients=[(3.0, -3.2, 1.2)] * 4,
+        )  # fmt: skip
+        return moved
+
+    found: dict[str, Callable[[], Sequence[Tensor | None]]] = {
+        "attention": lambda: library.attention_forward(queries, keys, values),
+        "attention's gradient": lambda: library.attention_backward(slopes, out, queries, keys, values, logs),
+        "muon": muon,
+    }
+    if library.multiplies(bf16):
+        states, wide = drawn(4, 700, 72, dtype=bf16), drawn(5, 700, 200, dtype=bf16)
+        found["a matrix's gradient"] = lambda: [library.matrix_backward(wide, states)]
+    return found
 
 
 def test_one_thread_and_three_give_the_same_bits(library: Library) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from luban.kernels import Library
 from luban.training.muon import DEFAULT, JORDAN, POLAR_EXPRESS, Coefficients, Muon, orthogonalise
 
 SHAPES = [(16, 16), (16, 20), (20, 16), (12, 40), (40, 12), (1, 7), (7, 1)]
@@ -253,3 +254,50 @@ def test_products_in_bfloat16_leave_weights_and_momentum_in_float32() -> None:
         assert weight.dtype == optimizer.state[weight]["momentum_buffer"].dtype == torch.float32
     moved, other = (weight.detach() - before for weight in weights)
     assert (moved - other).norm() < 0.05 * moved.norm()
+
+
+KERNEL_SHAPES = [(24, 16), (16, 24), (40, 40), (64, 31), (5, 96)]
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_steps_by_kernels_are_as_near_the_exact_ones_as_torchs(nesterov: bool, library: Library) -> None:
+    if not library.attends(torch.bfloat16):
+        pytest.skip("this processor has no products of bfloat16 numbers")
+    starts = [matrices(shape, seed, count=1)[0].float() for seed, shape in enumerate(KERNEL_SHAPES)]
+    settings = {"nesterov": nesterov, "weight_decay": 0.1}
+    weights = [[nn.Parameter(start.clone()) for start in starts] for _ in range(3)]
+    exact, torchs, ours = (
+        Muon(own, 0.01, **settings, **how)
+        for own, how in zip(
+            weights,
+            ({}, {"dtype": torch.bfloat16}, {"dtype": torch.bfloat16, "kernels": library}),
+            strict=True,
+        )
+    )
+    for step in range(4):
+        for number, shape in enumerate(KERNEL_SHAPES):
+            gradient = matrices(shape, 100 + 9 * step + number, count=1, decay=2)[0].float()
+            for own in weights:
+                own[number].grad = gradient.clone()
+        for optimizer in (exact, torchs, ours):
+            optimizer.step(0.5)
+    for start, wide, narrow, mine in zip(starts, *weights, strict=True):
+        moved = (wide - start).norm()
+        assert (mine - wide).norm() <= 1.2 * (narrow - wide).norm() + 1e-3 * moved
+        torch.testing.assert_close(
+            ours.state[mine]["momentum_buffer"], torchs.state[narrow]["momentum_buffer"], rtol=1e-5, atol=1e-8
+        )
+
+
+def test_kernels_leave_a_parameter_without_gradient_alone(library: Library) -> None:
+    if not library.attends(torch.bfloat16):
+        pytest.skip("this processor has no products of bfloat16 numbers")
+    start = matrices((48, 32), count=4).float()
+    weights = [nn.Parameter(matrix.clone()) for matrix in start]
+    optimizer = Muon(weights, 0.1, weight_decay=0.1, dtype=torch.bfloat16, kernels=library)
+    for weight in weights[1:]:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert torch.equal(weights[0], start[0]) and not optimizer.state[weights[0]]["momentum_buffer"].any()
+    assert all(not torch.equal(weight, old) for weight, old in zip(weights[1:], start[1:], strict=True))
+    assert torch.equal(optimizer.state[weights[1]]["momentum_buffer"], torch.full((48, 32), 1 - 0.95))

@@ -71,6 +71,27 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("kind", ["sgd", "rmsprop", "adam", "adamw", "muon"])
+def test_a_scaled_step_is_one_with_scaled_gradients(kind: str) -> None:
+    torch.manual_seed(0)
+    one = Small()
+    other = copy.deepcopy(one)
+    scaled, plain = build(kind, one), build(kind, other)
+    for step in range(3):
+        for model in (one, other):
+            ids = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(step))
+            nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+        scaled.step(0.01)
+        for parameter in other.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(0.01)
+        plain.step()
+        scaled.zero_grad()
+        plain.zero_grad()
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("kind", ["sgd", "rmsprop", "adam", "adamw"])
 def test_each_step_equals_torch_with_decay_on_matrices_only(kind: str, nesterov: bool) -> None:

@@ -74,10 +74,10 @@ def test_torch_does_little_for_the_loop(tmp_path: Path, clip: float | None) -> N
 
     few, many = (counted(tmp_path, steps, operations, clip=clip) for steps in (FEW, MANY))
     each = {name: (many[name] - few[name]) / (MANY - FEW) for name in many if many[name] != few[name]}
-    clipping = {"lift_fresh", "add", "reciprocal", "mul", "clamp", "_foreach_mul_"} if clip else set()
     norm = {"_foreach_norm", "stack", "linalg_vector_norm"}
-    # The loss is divided by its terms; loss and norm become numbers. Nothing is done once for each parameter.
-    assert {name.split(".")[1] for name in each} == {"div", "detach", "_local_scalar_dense"} | norm | clipping
+    # The loss is divided by its terms; loss and norm become numbers. Nothing is done once for each parameter: a
+    # gradient that is too long is shortened where the optimizer reads it.
+    assert {name.split(".")[1] for name in each} == {"div", "detach", "_local_scalar_dense"} | norm
     assert sum(each.values()) == len(each) + 1
 
 

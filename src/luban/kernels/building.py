@@ -28,7 +28,7 @@ from luban.errors import StorageError
 from luban.kernels.checking import wrong
 from luban.kernels.library import Library
 
-SOURCES = ("fused.c", "body.h")
+SOURCES = ("fused.c", "vectors.h", "body.h", "tiles.h", "products.h", "muon.h")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fPIC", "-Wno-psabi")
 _SECONDS = 120.0
 _CPUINFO = Path("/proc/cpuinfo")

@@ -7,7 +7,9 @@ bfloat16.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +28,52 @@ _ARGUMENTS = {
     "softmax_forward": [_N] * 4 + [_P, _I],
     "softmax_backward": [_N] * 4 + [_P, _P, _I],
 }
+_PRODUCTS: dict[str, tuple[list[Any], Any]] = {
+    "tiles_allowed": ([], _N),
+    "attention_forward_scratch": ([_N, _N], _N),
+    "attention_forward": ([_N] * 5 + [_P] * 6 + [_I], None),
+    "attention_backward_scratch": ([_N] * 3, _N),
+    "attention_backward": ([_N] * 5 + [_P] * 10 + [_I], None),
+    "muon_scratch": ([_N, _N], _N),
+    "muon": ([_N, _P, _P, _P, _N, _I], None),
+    "matrix_backward": ([_N] * 3 + [_P] * 5 + [_I], None),
+}
+"""Products of bfloat16: there where the processor has instructions for them, the last with a matrix unit only."""
+_BLOCK, _TOKENS = 32, 512
+"""BLOCK and TOKENS of the sources."""
+_MOST_MUON_BYTES = 8 << 20
+"""Of one thread; beyond it torch's products, which go by blocks that fit a cache, are the better ones."""
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [
+        *((name, _P) for name in ("slopes", "momentum", "weights")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns")),
+        *((name, ctypes.c_double) for name in ("keep", "move")),
+    ]
+
+
+MOST_ITERATIONS = 8
+
+
+class _Method(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_double) for name in ("scale", "mix")),
+        *((name, ctypes.c_int64) for name in ("nesterov", "iterations")),
+        *((name, ctypes.c_double) for name in ("slack", "least")),
+        ("coefficients", ctypes.c_double * 3 * MOST_ITERATIONS),
+    ]
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A matrix that is to move: weights <- keep * weights - move * direction. All three are contiguous float32."""
+
+    weights: Tensor
+    momentum: Tensor
+    slopes: Tensor
+    keep: float
+    move: float
 
 
 class Library:
@@ -42,6 +90,22 @@ class Library:
                 function = getattr(loaded, f"{name}_{suffix}")
                 function.argtypes, function.restype = arguments, None
                 self._functions[name, dtype] = function
+        self._loaded = loaded
+        there = [name for name in _PRODUCTS if hasattr(loaded, name)]
+        for name in there:
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = _PRODUCTS[name]
+        # The system lends the matrix unit's registers to a process that asks.
+        allowed = "tiles_allowed" in there and loaded.tiles_allowed() == 0
+        self._attends, self._multiplies = allowed, allowed and "matrix_backward" in there
+
+    def attends(self, dtype: torch.dtype) -> bool:
+        """Whether it has attention as one kernel for numbers of that type."""
+        return self._attends and dtype == torch.bfloat16
+
+    def multiplies(self, dtype: torch.dtype) -> bool:
+        """Whether it has the gradient of a matrix for numbers of that type."""
+        return self._multiplies and dtype == torch.bfloat16
 
     def norm_forward(
         self, x: Tensor, added: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
@@ -158,6 +222,92 @@ class Library:
         self._functions["softmax_backward", slopes.dtype](
             *slopes.shape, before, slopes.data_ptr(), probabilities.data_ptr(), torch.get_num_threads()
         )
+
+    def attention_forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return causal attention, (batch, length, heads, size), and the logarithms its gradient needs.
+
+        Arguments:
+            queries: (batch, heads, length, size) of bfloat16, scaled; keys, values: (batch, kv_heads, length, size).
+        """
+        batch, heads, length, size = queries.shape
+        out = queries.new_empty(batch, length, heads, size)
+        logs = torch.empty(batch, heads, length, dtype=torch.float32)
+        threads = torch.get_num_threads()
+        scratch = _bytes(threads * self._loaded.attention_forward_scratch(length, size))
+        self._loaded.attention_forward(
+            batch, heads, keys.shape[1], length, size, queries.data_ptr(), keys.data_ptr(), values.data_ptr(),
+            out.data_ptr(), logs.data_ptr(), scratch.data_ptr(), threads,
+        )  # fmt: skip
+        return out, logs
+
+    def attention_backward(
+        self, slopes: Tensor, out: Tensor, queries: Tensor, keys: Tensor, values: Tensor, logs: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of queries, keys and values; `slopes` is like `out`."""
+        (batch, heads, length, size), kv_heads = queries.shape, keys.shape[1]
+        found = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
+        threads = torch.get_num_threads()
+        scratch = _bytes(threads * self._loaded.attention_backward_scratch(heads // kv_heads, length, size))
+        self._loaded.attention_backward(
+            batch, heads, kv_heads, length, size,
+            *(x.data_ptr() for x in (slopes, out, queries, keys, values, logs, *found, scratch)), threads,
+        )  # fmt: skip
+        return found
+
+    def matrix_backward(self, slopes: Tensor, states: Tensor) -> Tensor:
+        """Return slopes^T states as float32, (outputs, inputs).
+
+        Arguments:
+            slopes: (tokens, outputs); states: (tokens, inputs); bfloat16.
+        """
+        (tokens, outputs), inputs = slopes.shape, states.shape[1]
+        out = torch.empty(outputs, inputs, dtype=torch.float32)
+        left, right = (
+            slopes.new_empty(_TOKENS * -(-width // _BLOCK) * _BLOCK) for width in (outputs, inputs)
+        )
+        self._loaded.matrix_backward(
+            tokens, outputs, inputs, *(x.data_ptr() for x in (slopes, states, out, left, right)),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def takes_muon(self, rows: int, columns: int) -> bool:
+        """Whether Muon's step of such a matrix is a kernel's: what one thread holds of it stays in its cache."""
+        return self._attends and bool(self._loaded.muon_scratch(rows, columns) <= _MOST_MUON_BYTES)
+
+    def muon(
+        self,
+        matrices: Sequence[Moving],
+        *,
+        scale: float,
+        mix: float,
+        nesterov: bool,
+        slack: float,
+        least: float,
+        coefficients: Sequence[tuple[float, float, float]],
+    ) -> None:
+        """Move matrices by Muon, each on one thread; what the numbers mean is told in luban.training.muon."""
+        threads = torch.get_num_threads()
+        # The largest first: a thread that is left with one at the end should be left with a small one.
+        ordered = sorted(matrices, key=lambda matrix: -matrix.weights.numel())
+        shapes = [(moving.weights.shape[0], moving.weights[0].numel()) for moving in ordered]
+        given = (_Matrix * len(ordered))()
+        for entry, m, (rows, columns) in zip(given, ordered, shapes, strict=True):
+            entry.slopes, entry.momentum = m.slopes.data_ptr(), m.momentum.data_ptr()
+            entry.weights, entry.rows, entry.columns = m.weights.data_ptr(), rows, columns
+            entry.keep, entry.move = m.keep, m.move
+        how = _Method(scale, mix, int(nesterov), len(coefficients), slack, least)
+        for row, triple in zip(how.coefficients, coefficients, strict=False):
+            row[:] = triple
+        each = max(self._loaded.muon_scratch(*shape) for shape in set(shapes))
+        scratch = _bytes(threads * each)
+        self._loaded.muon(
+            len(ordered), ctypes.addressof(given), ctypes.addressof(how), scratch.data_ptr(), each, threads
+        )
+
+
+def _bytes(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.uint8)
 
 
 def _at(x: Tensor | None) -> int | None:

@@ -63,13 +63,39 @@ def attention_by_products(
 
 
 def causal_by_kernels(library: Library, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Return the same for causal attention, with softmax by a kernel and queries that are scaled already.
+    """Return the same for causal attention by kernels, laid out for the matrix that follows.
+
+    In bfloat16, where the processor multiplies such numbers, all of it is one kernel: scores are never rounded, and
+    never held for more than 32 queries at a time. Else products are torch's, and softmax is a kernel.
 
     Shapes:
-        as `attention_by_products`; there are at most `MOST_KEYS` keys.
+        queries: (batch, heads, length, head_dim), times 1 / sqrt(head_dim) already; keys, values: (batch, kv_heads,
+        length, head_dim), where consecutive heads share, and length is at most `MOST_KEYS`. Returns (batch, length,
+        heads * head_dim).
     """
-    apply: Callable[..., Tensor] = _CausalByKernels.apply
-    return apply(library, queries, keys, values)
+    # A head of keys is one thread's work.
+    if library.attends(queries.dtype) and keys.shape[0] * keys.shape[1] >= torch.get_num_threads():
+        by_blocks: Callable[..., Tensor] = _CausalByBlocks.apply
+        return by_blocks(library, queries, keys, values).flatten(2)
+    if queries.shape[1] != keys.shape[1]:
+        keys, values = (x.repeat_interleave(queries.shape[1] // keys.shape[1], 1) for x in (keys, values))
+    by_products: Callable[..., Tensor] = _CausalByKernels.apply
+    return by_products(library, queries, keys, values).transpose(1, 2).flatten(2)
+
+
+class _CausalByBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, library: Library, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        queries, keys, values = (x.contiguous() for x in (queries, keys, values))
+        mixed, logs = library.attention_forward(queries, keys, values)
+        ctx.save_for_backward(mixed, queries, keys, values, logs)
+        ctx.library = library
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.library.attention_backward(slopes.contiguous(), *ctx.saved_tensors)
 
 
 class _CausalByKernels(torch.autograd.Function):

@@ -24,7 +24,7 @@ from luban.models.attention import attend, attention_mask
 from luban.models.attention_products import MOST_KEYS, causal_by_kernels
 from luban.models.cache import Cache
 from luban.models.dropout import dropout
-from luban.models.fused import LANES, fits, gated_products, heads_of, kernels_for, plain
+from luban.models.fused import LANES, fits, gated_products, heads_of, kernels_for, plain, product
 from luban.models.gated import gated
 from luban.models.head import Head
 from luban.models.norm import RMSNorm
@@ -158,11 +158,7 @@ class Attention(nn.Module):
             norms, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps
         matrices = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
         queries, keys, values = heads_of(library, x, matrices, norms, eps, cosines[:, 0], sines[:, 0])
-        if queries.shape[1] != keys.shape[1]:
-            keys, values = (y.repeat_interleave(queries.shape[1] // keys.shape[1], 1) for y in (keys, values))
-        mixed = causal_by_kernels(library, queries, keys, values)
-        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
-        return out
+        return product(library, causal_by_kernels(library, queries, keys, values), self.o_proj)
 
 
 class Mlp(nn.Module):
@@ -182,9 +178,8 @@ class Mlp(nn.Module):
             and (library := kernels_for(x))
         ):
             gates = gated_products(library, x, self.gate_proj.weight, self.up_proj.weight)
-        else:
-            gates = gated(self.gate_proj(x), self.up_proj(x))
-        out: Tensor = self.down_proj(gates)
+            return product(library, gates, self.down_proj)
+        out: Tensor = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
         return out
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -76,10 +76,14 @@ def _side_by_side(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
     return whole
 
 
-def _slopes_of(x: Tensor, slopes: Tensor, weights: tuple[Tensor, ...]) -> list[Tensor]:
+def _slopes_of(library: Library, x: Tensor, slopes: Tensor, weights: tuple[Tensor, ...]) -> list[Tensor]:
     """Return the gradients of matrices whose products with `x` lie side by side."""
-    whole = slopes.flatten(0, -2).t() @ x.flatten(0, -2)  # (sum of outputs, inputs)
-    return list(torch.split(whole.to(weights[0].dtype), [w.shape[0] for w in weights]))
+    states, slopes = x.flatten(0, -2), slopes.flatten(0, -2)
+    if library.multiplies(states.dtype):
+        whole = library.matrix_backward(slopes.contiguous(), states.contiguous())  # (sum of outputs, inputs)
+    else:
+        whole = (slopes.t() @ states).to(weights[0].dtype)
+    return list(torch.split(whole, [w.shape[0] for w in weights]))
 
 
 def norm_after_sum(
@@ -183,7 +187,9 @@ class _HeadsOf(torch.autograd.Function):
             (for_queries, for_keys, for_values), packed, norms, scale, cosines, sines
         )
         for_weights = (
-            _slopes_of(states, for_packed, tuple(matrices)) if any(ctx.needs_input_grad[2:5]) else [None] * 3
+            _slopes_of(ctx.library, states, for_packed, tuple(matrices))
+            if any(ctx.needs_input_grad[2:5])
+            else [None] * 3
         )
         of_norms = (None, None) if norms is None else (for_norms[0], for_norms[1])
         return None, (for_packed @ matrix).to(ctx.dtype), *for_weights, *of_norms, None, None, None
@@ -215,13 +221,50 @@ class _GatedProducts(torch.autograd.Function):
         states, matrix, packed, gate, up = ctx.saved_tensors
         for_packed = ctx.library.gated_backward(slopes.contiguous(), packed)
         needed = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        for_weights = _slopes_of(states, for_packed, (gate, up)) if needed else [None, None]
+        for_weights = _slopes_of(ctx.library, states, for_packed, (gate, up)) if needed else [None, None]
         return None, (for_packed @ matrix).to(ctx.dtype), *for_weights
+
+
+def product(library: Library, x: Tensor, linear: nn.Module) -> Tensor:
+    """Return what a layer gives: where it is a matrix and no more, its gradient goes by the library's products.
+
+    Shapes:
+        x: (..., inputs). Returns (..., outputs).
+    """
+    states = x.to(_dtype(x))
+    if is_plain(linear) and library.multiplies(states.dtype):
+        apply: Callable[..., Tensor] = _Product.apply
+        return apply(library, states, linear.weight)
+    out: Tensor = linear(x)
+    return out
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, library: Library, states: Tensor, weight: Tensor) -> Tensor:
+        matrix = weight.to(states.dtype)
+        ctx.save_for_backward(states, matrix, weight)
+        ctx.library = library
+        return states @ matrix.t()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+        states, matrix, weight = ctx.saved_tensors
+        for_weight = (
+            _slopes_of(ctx.library, states, slopes, (weight,))[0] if ctx.needs_input_grad[2] else None
+        )
+        return None, slopes @ matrix, for_weight
 
 
 def plain(*linears: nn.Module) -> bool:
     """Whether these are float32 matrices and nothing else: a layer in the place of one is left to itself."""
-    return all(type(linear) is nn.Linear and _is_matrix(linear.bias, linear.weight) for linear in linears)
+    return all(is_plain(linear) for linear in linears)
+
+
+def is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether this is one."""
+    return type(linear) is nn.Linear and _is_matrix(linear.bias, linear.weight)
 
 
 def _is_matrix(bias: Tensor | None, weight: Tensor) -> bool:

@@ -15,6 +15,8 @@ from luban.training.memory import is_out_of_memory, reason
 from luban.training.parallel import Plan
 from luban.training.precision import Forward
 
+_TINY = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
+
 
 @dataclass(frozen=True)
 class Computed:
@@ -127,11 +129,12 @@ class Gradients:
         # What nn.utils.get_total_norm does, without sorting the gradients by device and type first.
         return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
 
-    def shorten(self, norm: float) -> None:
-        """Scale a gradient of that norm to the longest there may be, if it is longer."""
-        if self._clip is not None and norm > self._clip:
-            parameters = [p for p in self._parameters if p.grad is not None]
-            nn.utils.clip_grads_with_norm_(parameters, self._clip, torch.tensor(norm))
+    def scale(self, norm: float) -> float:
+        """Return what to multiply a gradient of that norm by, so that it is no longer than it may be.
+
+        It is for the optimizer, which reads the gradient anyway.
+        """
+        return 1.0 if self._clip is None or norm <= self._clip else self._clip / (norm + _TINY)
 
     def suspects(self, step: int, size: int | None, done: Computed) -> list[tuple[Batch, float | None]]:
         """Return the micro-batches of the ranks whose loss is not finite, of all ranks where all are.

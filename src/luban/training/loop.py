@@ -73,7 +73,7 @@ class Loop:
         checkpoints: where to save.
         record: where to log.
         dtype: what the forward pass and the optimizer's matrix products are computed in.
-        kernels: what the forward and backward passes use in place of torch's operations, where the model takes them.
+        kernels: what passes and Muon use in place of torch's operations, where the model takes them.
         stop: asked at every step boundary.
         compiling: compiles the model before the first step, or leaves it.
         faults: points at which a test makes the process die.
@@ -116,7 +116,7 @@ class Loop:
         self.schedule = Schedule(recipe)
         self.budget = Budget(recipe, learner.epoch)
         self._frozen_norms = freeze(learner.model, recipe.freeze)
-        self.optimizer: Optimizer = build_optimizer(learner.model, recipe, dtype)
+        self.optimizer: Optimizer = build_optimizer(learner.model, recipe, dtype, kernels)
         self.progress = Progress()
         self._saved_step, self._saved_at, self._evaluated_at, self._waited = -1, 0.0, 0.0, 0.0
         self._resume = f"luban train --resume {checkpoints.folder.parent}"
@@ -261,12 +261,11 @@ class Loop:
         rate = self.schedule.rate(self._share()) * progress.plateau
         done = Step(computed.loss, norm, rate, computed.tokens, computed.flops, self._waited)
         if done.finite:
-            self._gradients.shorten(norm)
             self._faults.reach("before-optimizer", progress.step, self.plan.rank)
             self.optimizer.set_rate(rate)
             fix = f"close other programs, then go on: {self._resume}; or train a smaller model"
             with memory_errors(f"the optimizer applied step {progress.step + 1}", fix):
-                self.optimizer.step()
+                self.optimizer.step(self._gradients.scale(norm))
             progress.skipped_in_a_row = 0
         else:
             self._refuse(done, computed)

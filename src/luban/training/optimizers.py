@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.errors import CheckpointError, RecipeError
+from luban.kernels import Library
 from luban.models.head import Head
 from luban.recipe import TrainRecipe, settled
 from luban.training.muon import Muon
@@ -39,10 +40,13 @@ class Optimizer:
         self._names = {parameter: name for name, parameter in named}
         self._base = [[group["lr"] for group in part.param_groups] for part in self._parts]
 
-    def step(self) -> None:
-        """Update the parameters from their gradients; one without a gradient is left alone."""
+    def step(self, scale: float = 1.0) -> None:
+        """Update the parameters from `scale` times their gradients; one without a gradient is left alone.
+
+        The gradients may be altered.
+        """
         for part in self._parts:
-            part.step()
+            part.step(scale)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, or set them to zero."""
@@ -120,7 +124,12 @@ class Optimizer:
                 yield self._names[parameter], part.state.get(parameter, {})
 
 
-def build_optimizer(model: nn.Module, recipe: TrainRecipe, dtype: torch.dtype = torch.float32) -> Optimizer:
+def build_optimizer(
+    model: nn.Module,
+    recipe: TrainRecipe,
+    dtype: torch.dtype = torch.float32,
+    kernels: Library | None = None,
+) -> Optimizer:
     """Build the optimizer a recipe names, for the parameters of a model.
 
     - `sgd`: `momentum`, and Nesterov's form of it where there is any.
@@ -130,9 +139,9 @@ def build_optimizer(model: nn.Module, recipe: TrainRecipe, dtype: torch.dtype = 
       filter is a row) and recurrent layers. AdamW, with the same learning rate, for all else: vectors, embeddings,
       the output matrix (`luban.models.head.Head`), and what a network holds as a bare parameter.
 
-    `dtype` is that of Muon's matrix products; state and weights are float32. Frozen parameters are left out; of one
-    parameter with two names the first name counts. The recipe's groups have their own multiple of the learning rate
-    and their own weight decay, with every optimizer.
+    `dtype` is that of Muon's matrix products, and `kernels` is what does them where it can; state and weights are
+    float32. Frozen parameters are left out; of one parameter with two names the first name counts. The recipe's groups
+    have their own multiple of the learning rate and their own weight decay, with every optimizer.
 
     Raises:
         RecipeError: when a group of the recipe has no parameters, or a norm is to be held of a matrix of zeros.
@@ -155,7 +164,7 @@ def build_optimizer(model: nn.Module, recipe: TrainRecipe, dtype: torch.dtype = 
     parts: list[UpdateRule] = []
     hidden = hidden_matrices(model)
     if those := _those(groups, lambda parameter: parameter in hidden):
-        parts.append(_muon(those, recipe, dtype))
+        parts.append(_muon(those, recipe, dtype, kernels))
     if rest := _those(groups, lambda parameter: parameter not in hidden):
         parts.append(_rule("adamw", rest, recipe))
     return Optimizer("muon", parts, named)
@@ -186,7 +195,7 @@ def _those(groups: Sequence[Group], wanted: Callable[[nn.Parameter], bool]) -> l
     return [Group(named, group.rate, group.weight_decay) for named, group in kept if named]
 
 
-def _muon(groups: Sequence[Group], recipe: TrainRecipe, dtype: torch.dtype) -> Muon:
+def _muon(groups: Sequence[Group], recipe: TrainRecipe, dtype: torch.dtype, kernels: Library | None) -> Muon:
     rate = settled(recipe.learning_rate, "train.learning_rate")
     named = [pair for group in groups for pair in group.named] if recipe.hold_norms else []
     if zeros := [name for name, parameter in named if not parameter.any()]:
@@ -205,6 +214,7 @@ def _muon(groups: Sequence[Group], recipe: TrainRecipe, dtype: torch.dtype) -> M
         nesterov=recipe.nesterov,
         hold_norms=recipe.hold_norms,
         dtype=dtype,
+        kernels=kernels,
     )
 
 

@@ -52,8 +52,8 @@ class UpdateRule(ABC):
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     @abstractmethod
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
+    def step(self, scale: float = 1.0) -> None:
+        """Update every parameter that has a gradient, as if that were `scale` times as large; it may be altered."""
 
     @abstractmethod
     def place(self, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
@@ -73,18 +73,18 @@ class _Elementwise(UpdateRule):
         self._fused = all(parameter.device.type in ("cpu", "cuda") for parameter in self.parameters)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
+    def step(self, scale: float = 1.0) -> None:
+        """Update every parameter that has a gradient, as if that were `scale` times as large; it may be altered."""
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
             if moved:
                 held = [self.state.get(parameter) or self._begin(parameter) for parameter in moved]
                 columns = {name: [state[name] for state in held] for name in self.states}
-                self._update(moved, [parameter.grad for parameter in moved], columns, group)
+                self._update(moved, [parameter.grad for parameter in moved], columns, group, scale)
 
     @abstractmethod
     def _update(
-        self, moved: list[Tensor], gradients: list[Tensor], held: Held, group: dict[str, Any]
+        self, moved: list[Tensor], gradients: list[Tensor], held: Held, group: dict[str, Any], scale: float
     ) -> None: ...
 
     def _begin(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -110,6 +110,11 @@ class _Elementwise(UpdateRule):
         return parameter.device if self._fused else torch.device("cpu")
 
 
+def _multiply(gradients: list[Tensor], scale: float) -> None:
+    if scale != 1.0:
+        torch._foreach_mul_(gradients, scale)
+
+
 class SGD(_Elementwise):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`; weight decay is added to the gradient."""
 
@@ -129,8 +134,9 @@ class SGD(_Elementwise):
             self.states = ()
 
     def _update(
-        self, moved: list[Tensor], gradients: list[Tensor], held: Held, group: dict[str, Any]
+        self, moved: list[Tensor], gradients: list[Tensor], held: Held, group: dict[str, Any], scale: float
     ) -> None:
+        _multiply(gradients, scale)
         sgd(
             moved,
             gradients,
@@ -161,8 +167,9 @@ class RMSprop(_Elementwise):
         self._alpha, self._fused = alpha, False  # torch has no fused kernel of it
 
     def _update(
-        self, moved: list[Tensor], gradients: list[Tensor], held: Held, group: dict[str, Any]
+        self, moved: list[Tensor], gradients: list[Tensor], held: Held, group: dict[str, Any], scale: float
     ) -> None:
+        _multiply(gradients, scale)
         rmsprop(
             moved,
             gradients,
@@ -196,7 +203,7 @@ class Adam(_Elementwise):
         self._betas = betas
 
     def _update(
-        self, moved: list[Tensor], gradients: list[Tensor], held: Held, group: dict[str, Any]
+        self, moved: list[Tensor], gradients: list[Tensor], held: Held, group: dict[str, Any], scale: float
     ) -> None:
         settings = {
             "amsgrad": False,
@@ -210,12 +217,15 @@ class Adam(_Elementwise):
         largest: list[Tensor] = []  # of AMSGrad, which there is not
         tensors = moved, gradients, held["exp_avg"], held["exp_avg_sq"], largest, held["step"]
         if not self._fused:
+            _multiply(gradients, scale)
             adam(*tensors, decoupled_weight_decay=self.decoupled, **settings)
             return
         # What `adam` does with its fused kernel, without sorting the tensors by device and type first.
         torch._foreach_add_(held["step"], 1)
         kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
-        kernel(*tensors, **settings)
+        # The kernel divides what it reads anyway.
+        divisor = None if scale == 1.0 else torch.tensor(1.0 / scale, device=gradients[0].device)
+        kernel(*tensors, **settings, grad_scale=divisor)
 
 
 class AdamW(Adam):

@@ -181,12 +181,13 @@ def _sweep(
     model.train()
     for frozen in freeze(model, settings.freeze):
         frozen.eval()
-    optimizer = build_optimizer(model, settings.model_copy(update={"learning_rate": 1.0}), dtype)
+    kernels = choose_kernels(settings, model)[0]
+    optimizer = build_optimizer(model, settings.model_copy(update={"learning_rate": 1.0}), dtype, kernels)
     gradients = Gradients(
         learner,
         Alone(),
         seed=settings.seed,
-        forward=forward_in(dtype, next(model.parameters()).device, choose_kernels(settings, model)[0]),
+        forward=forward_in(dtype, next(model.parameters()).device, kernels),
         l1=settings.l1,
         clip=settings.clip,
     )
@@ -206,9 +207,8 @@ def _sweep(
                 )
             return losses, True
         if step < len(tried):
-            gradients.shorten(norm)
             optimizer.set_rate(tried[step])
-            optimizer.step()
+            optimizer.step(gradients.scale(norm))
             optimizer.zero_grad()
     return losses, False
 
