@@ -129,8 +129,7 @@ def child(shape: dict[str, int]) -> None:
                 break
             started = time.perf_counter()
             gradients.add(step, gradients.batches(step, None))
-            gradients.shorten(gradients.combine())
-            optimizer.step()
+            optimizer.step(gradients.scale(gradients.combine()))
             optimizer.zero_grad()
             print(json.dumps(time.perf_counter() - started), flush=True)
         print(json.dumps(resident("VmHWM") - before), flush=True)

@@ -107,7 +107,6 @@ PLACES = (
     (Optimizer, "step", "optimizer"),
     (Optimizer, "zero_grad", "optimizer"),
     (Gradients, "combine", "norm of the gradient"),
-    (Gradients, "shorten", "clipping"),
     (RunRecord, "metrics", "metrics.jsonl"),
     (RunRecord, "timings", "timings.jsonl"),
     (Show, "step", "progress line"),

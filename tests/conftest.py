@@ -42,3 +42,13 @@ def library() -> Any:
         return find()
     except NoKernelsError as error:
         pytest.skip(f"no kernels on this machine: {error}")
+
+
+@pytest.fixture(scope="session")
+def multiplying(library: Any) -> Any:
+    """The kernels of a processor that multiplies bfloat16 numbers."""
+    import torch
+
+    if not library.multiplies(torch.bfloat16):
+        pytest.skip("this processor has no products of bfloat16 numbers")
+    return library

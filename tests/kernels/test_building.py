@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,13 +164,14 @@ def test_a_processor_with_fewer_instructions_has_what_it_can(
     without: str, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is made for one without a matrix unit, or without products of bfloat16, is right, and says what it lacks."""
-    if platform.machine() != "x86_64":
-        pytest.skip("these are instructions of an x86")
+    known = ["gcc", f"-mno-{without}", "-mno-amx-bf16", "-E", "-x", "c", os.devnull]
+    if subprocess.run(known, capture_output=True).returncode:
+        pytest.skip("this GCC, or this processor, knows no such instructions")
     monkeypatch.setattr(building, "FLAGS", (*building.FLAGS, f"-mno-{without}", "-mno-amx-bf16"))
     fewer = find(tmp_path)
     assert wrong(fewer) is None and works(fewer)
-    assert not fewer.multiplies(torch.bfloat16)
-    assert fewer.attends(torch.bfloat16) == (without == "amx-bf16" and library.attends(torch.bfloat16))
+    assert not fewer.multiplies(torch.bfloat16, by_unit=True)
+    assert fewer.multiplies(torch.bfloat16) == (without == "amx-bf16" and library.multiplies(torch.bfloat16))
 
 
 def test_a_system_that_does_not_lend_the_matrix_unit(library: Library) -> None:
@@ -182,8 +182,20 @@ def test_a_system_that_does_not_lend_the_matrix_unit(library: Library) -> None:
             return (lambda: 1) if name == "tiles_allowed" else getattr(library._loaded, name)
 
     refused = Library(Refusing())  # type: ignore[arg-type]
-    assert not refused.attends(torch.bfloat16) and not refused.multiplies(torch.bfloat16)
-    assert not refused.takes_muon(64, 64) and wrong(refused) is None and works(refused)
+    assert not refused.multiplies(torch.bfloat16) and not refused.takes_muon(64, 64)
+    assert wrong(refused) is None and works(refused)
+    assert refused.whole == (not library.multiplies(torch.bfloat16))
+
+
+@pytest.mark.usefixtures("library")
+def test_what_could_not_be_checked_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Part(Library):
+        def __init__(self, *given: object) -> None:
+            super().__init__(*given)
+            self.whole = False
+
+    monkeypatch.setattr(building, "Library", Part)
+    assert works(find(tmp_path)) and list(tmp_path.iterdir()) == []
 
 
 BROKEN: dict[str, Callable[[Library, pytest.MonkeyPatch], None]] = {
@@ -197,11 +209,7 @@ BROKEN: dict[str, Callable[[Library, pytest.MonkeyPatch], None]] = {
     "the gradient of a matrix in bfloat16": lambda library, patch: spoil(library, patch, "matrix_backward"),
     "Muon in bfloat16": lambda library, patch: patch.setattr(library, "muon", lambda *_, **__: None),
 }
-LACKING = {
-    "attention in bfloat16": Library.attends,
-    "the gradient of a matrix in bfloat16": Library.multiplies,
-    "Muon in bfloat16": Library.attends,
-}
+PRODUCTS = ("attention in bfloat16", "the gradient of a matrix in bfloat16", "Muon in bfloat16")
 
 
 def spoil(library: Library, patch: pytest.MonkeyPatch, name: str) -> None:
@@ -220,7 +228,7 @@ def test_what_computes_something_else_is_found(
     told: str, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert wrong(library) is None
-    if told in LACKING and not LACKING[told](library, torch.bfloat16):
+    if told in PRODUCTS and not library.multiplies(torch.bfloat16, by_unit="matrix" in told):
         pytest.skip("this processor has no such products")
     BROKEN[told](library, monkeypatch)
     assert wrong(library) == told

@@ -140,14 +140,6 @@ def test_a_causal_softmax(
     assert error.norm() <= NEAR[dtype] * (slopes.double() * expected.detach()).norm()
 
 
-@pytest.fixture
-def multiplying(library: Library) -> Library:
-    """Those of a processor with products of bfloat16."""
-    if not library.attends(torch.bfloat16):
-        pytest.skip("this processor has no products of bfloat16 numbers")
-    return library
-
-
 fixtures_stay = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -185,10 +177,11 @@ def test_causal_attention(
     close(out, expected.detach(), 1e-2)
     close(logs, scores.detach().logsumexp(-1), 1e-5)
     # Slopes of scores cancel: what is left of them has fewer digits, and of one key there is nothing left.
-    whole = sum(float(x.grad.norm()) for x in wide if x.grad is not None)
-    for one, other in zip(found, wide, strict=True):
+    lost = 1e-2 * float(slopes.double().norm() * values.double().norm() / values.numel() ** 0.5)
+    for one, other, by in zip(found, wide, (keys, queries, slopes), strict=True):
         assert other.grad is not None and one.shape == other.shape
-        assert (one.double() - other.grad).norm() <= 1e-2 * whole
+        among = lost * float(by.double().square().mean().sqrt())
+        assert (one.double() - other.grad).norm() <= 1e-2 * other.grad.norm() + among
 
 
 def test_attention_that_is_not_a_number_stays_none(multiplying: Library) -> None:
@@ -200,11 +193,11 @@ def test_attention_that_is_not_a_number_stays_none(multiplying: Library) -> None
 
 
 @fixtures_stay
-@given(seeds, st.sampled_from([1, 31, 64, 512, 513, 1100]), st.integers(1, 100), st.integers(1, 100))
+@given(seeds, st.sampled_from([0, 1, 31, 64, 512, 513, 1100]), st.integers(1, 100), st.integers(1, 100))
 def test_the_gradient_of_a_matrix(
     multiplying: Library, seed: int, tokens: int, outputs: int, inputs: int
 ) -> None:
-    if not multiplying.multiplies(torch.bfloat16):
+    if not multiplying.multiplies(torch.bfloat16, by_unit=True):
         pytest.skip("this processor has no matrix unit")
     slopes, states = (
         drawn(seed + n, tokens, width, dtype=torch.bfloat16) for n, width in enumerate((outputs, inputs))
@@ -263,15 +256,15 @@ def calls(library: Library) -> dict[str, Callable[[], Sequence[Tensor | None]]]:
             (heads[0], heads[1], heads[2]), packed, norms, scale, angles, angles
         ),
         "softmax": softmax,
-        **(products(library) if library.attends(bf16) else {}),
+        **(products(library) if library.multiplies(bf16) else {}),
     }
 
 
 def products(library: Library) -> dict[str, Callable[[], Sequence[Tensor | None]]]:
     """Those of bfloat16, where the processor has them."""
     bf16 = torch.bfloat16
-    queries, keys, values = (drawn(n, 2, heads, 100, 32, dtype=bf16) for n, heads in enumerate((6, 3, 3)))
-    slopes = drawn(3, 2, 100, 6, 32, dtype=bf16)
+    queries, keys, values = (drawn(n, 2, heads, 150, 32, dtype=bf16) for n, heads in enumerate((6, 3, 3)))
+    slopes = drawn(3, 2, 150, 6, 32, dtype=bf16)
     out, logs = library.attention_forward(queries, keys, values)
 
     def muon() -> list[Tensor]:
@@ -287,7 +280,7 @@ def products(library: Library) -> dict[str, Callable[[], Sequence[Tensor | None]
         "attention's gradient": lambda: library.attention_backward(slopes, out, queries, keys, values, logs),
         "muon": muon,
     }
-    if library.multiplies(bf16):
+    if library.multiplies(bf16, by_unit=True):
         states, wide = drawn(4, 700, 72, dtype=bf16), drawn(5, 700, 200, dtype=bf16)
         found["a matrix's gradient"] = lambda: [library.matrix_backward(wide, states)]
     return found

@@ -260,9 +260,11 @@ KERNEL_SHAPES = [(24, 16), (16, 24), (40, 40), (64, 31), (5, 96)]
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_steps_by_kernels_are_as_near_the_exact_ones_as_torchs(nesterov: bool, library: Library) -> None:
-    if not library.attends(torch.bfloat16):
-        pytest.skip("this processor has no products of bfloat16 numbers")
+def test_steps_by_kernels_are_as_near_the_exact_ones_as_torchs(
+    nesterov: bool, multiplying: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # a matrix is one thread's work
+    called = spied(multiplying, monkeypatch)
     starts = [matrices(shape, seed, count=1)[0].float() for seed, shape in enumerate(KERNEL_SHAPES)]
     settings = {"nesterov": nesterov, "weight_decay": 0.1}
     weights = [[nn.Parameter(start.clone()) for start in starts] for _ in range(3)]
@@ -270,7 +272,7 @@ def test_steps_by_kernels_are_as_near_the_exact_ones_as_torchs(nesterov: bool, l
         Muon(own, 0.01, **settings, **how)
         for own, how in zip(
             weights,
-            ({}, {"dtype": torch.bfloat16}, {"dtype": torch.bfloat16, "kernels": library}),
+            ({}, {"dtype": torch.bfloat16}, {"dtype": torch.bfloat16, "kernels": multiplying}),
             strict=True,
         )
     )
@@ -280,7 +282,8 @@ def test_steps_by_kernels_are_as_near_the_exact_ones_as_torchs(nesterov: bool, l
             for own in weights:
                 own[number].grad = gradient.clone()
         for optimizer in (exact, torchs, ours):
-            optimizer.step(0.5)
+            optimizer.step(0.5**step)
+    assert called == [len(KERNEL_SHAPES)] * 4
     for start, wide, narrow, mine in zip(starts, *weights, strict=True):
         moved = (wide - start).norm()
         assert (mine - wide).norm() <= 1.2 * (narrow - wide).norm() + 1e-3 * moved
@@ -289,15 +292,42 @@ def test_steps_by_kernels_are_as_near_the_exact_ones_as_torchs(nesterov: bool, l
         )
 
 
-def test_kernels_leave_a_parameter_without_gradient_alone(library: Library) -> None:
-    if not library.attends(torch.bfloat16):
-        pytest.skip("this processor has no products of bfloat16 numbers")
+def spied(library: Library, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many matrices each call was given."""
+    called: list[int] = []
+    own = library.muon
+    monkeypatch.setattr(
+        library, "muon", lambda matrices, **how: (called.append(len(matrices)), own(matrices, **how))
+    )
+    return called
+
+
+def test_kernels_leave_a_parameter_without_gradient_alone(
+    multiplying: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    called = spied(multiplying, monkeypatch)
     start = matrices((48, 32), count=4).float()
     weights = [nn.Parameter(matrix.clone()) for matrix in start]
-    optimizer = Muon(weights, 0.1, weight_decay=0.1, dtype=torch.bfloat16, kernels=library)
+    optimizer = Muon(weights, 0.1, weight_decay=0.1, dtype=torch.bfloat16, kernels=multiplying)
+    optimizer.step()
+    assert called == [] and all(torch.equal(w, old) for w, old in zip(weights, start, strict=True))
     for weight in weights[1:]:
         weight.grad = torch.ones_like(weight)
     optimizer.step()
+    assert called == [3]
     assert torch.equal(weights[0], start[0]) and not optimizer.state[weights[0]]["momentum_buffer"].any()
     assert all(not torch.equal(weight, old) for weight, old in zip(weights[1:], start[1:], strict=True))
     assert torch.equal(optimizer.state[weights[1]]["momentum_buffer"], torch.full((48, 32), 1 - 0.95))
+
+
+def test_fewer_matrices_than_threads_go_by_torch(
+    multiplying: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    called = spied(multiplying, monkeypatch)
+    weights = [nn.Parameter(torch.ones(16, 16)) for _ in range(2)]
+    for weight in weights:
+        weight.grad = torch.eye(16)
+    Muon(weights, 0.1, dtype=torch.bfloat16, kernels=multiplying).step()
+    assert called == [] and not torch.equal(weights[0].detach(), torch.ones(16, 16))

@@ -81,10 +81,10 @@ def test_a_scaled_step_is_one_with_scaled_gradients(kind: str) -> None:
         for model in (one, other):
             ids = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(step))
             nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
-        scaled.step(0.01)
+        scaled.step(0.01 * 3**step)
         for parameter in other.parameters():
             if parameter.grad is not None:
-                parameter.grad.mul_(0.01)
+                parameter.grad.mul_(0.01 * 3**step)
         plain.step()
         scaled.zero_grad()
         plain.zero_grad()

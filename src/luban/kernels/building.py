@@ -85,12 +85,13 @@ def _made(compiler: str, runtime: Path, made: Path, kept: Path | None) -> Librar
     if failed := _compile(compiler, runtime, made):
         return f"gcc failed: {failed}"
     try:
-        library = Library(ctypes.CDLL(str(made)))
+        library = Library(ctypes.CDLL(str(made)), made.stem)
     except OSError as error:
         return f"what gcc made does not load: {error}"
     if found := wrong(library):
         return f"what gcc made computes {found} wrong"
-    if kept is not None:
+    # What this process may not use it could not check: it is not kept for one that may.
+    if kept is not None and library.whole:
         with contextlib.suppress(OSError, StorageError):
             write_bytes(kept / made.name, _sealed(made.read_bytes()), DISK)
     return library
@@ -114,7 +115,7 @@ def _loaded(path: Path) -> Library | None:
         if not _is_own(os.fstat(descriptor)) or _sealed(held[:-size]) != held:
             return None
         # By the descriptor: what is loaded is what was looked at.
-        return Library(ctypes.CDLL(f"/proc/self/fd/{descriptor}"))
+        return Library(ctypes.CDLL(f"/proc/self/fd/{descriptor}"), path.stem)
     except OSError:
         return None
     finally:

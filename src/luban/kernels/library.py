@@ -41,6 +41,8 @@ _PRODUCTS: dict[str, tuple[list[Any], Any]] = {
 """Products of bfloat16: there where the processor has instructions for them, the last with a matrix unit only."""
 _BLOCK, _TOKENS = 32, 512
 """BLOCK and TOKENS of the sources."""
+_MOST_SCRATCH_BYTES = 64 << 20
+"""Of one thread's attention."""
 _MOST_MUON_BYTES = 8 << 20
 """Of one thread; beyond it torch's products, which go by blocks that fit a cache, are the better ones."""
 
@@ -81,9 +83,11 @@ class Library:
 
     Arguments:
         loaded: the shared library.
+        identity: what distinguishes it from those of other processors and sources.
     """
 
-    def __init__(self, loaded: ctypes.CDLL) -> None:
+    def __init__(self, loaded: ctypes.CDLL, identity: str = "") -> None:
+        self.identity = identity
         self._functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
         for name, arguments in _ARGUMENTS.items():
             for dtype, suffix in _TYPES.items():
@@ -96,16 +100,25 @@ class Library:
             function = getattr(loaded, name)
             function.argtypes, function.restype = _PRODUCTS[name]
         # The system lends the matrix unit's registers to a process that asks.
-        allowed = "tiles_allowed" in there and loaded.tiles_allowed() == 0
-        self._attends, self._multiplies = allowed, allowed and "matrix_backward" in there
+        self._has_products = "tiles_allowed" in there and loaded.tiles_allowed() == 0
+        self._has_unit = self._has_products and "matrix_backward" in there
+        self.whole = self._has_products or "tiles_allowed" not in there
+        """Whether all it has can be used by this process."""
 
-    def attends(self, dtype: torch.dtype) -> bool:
-        """Whether it has attention as one kernel for numbers of that type."""
-        return self._attends and dtype == torch.bfloat16
+    def multiplies(self, dtype: torch.dtype, *, by_unit: bool = False) -> bool:
+        """Whether it has products of its own of numbers of that type: attention and Muon; by a matrix unit also the
+        gradient of a matrix."""
+        return (self._has_unit if by_unit else self._has_products) and dtype == torch.bfloat16
 
-    def multiplies(self, dtype: torch.dtype) -> bool:
-        """Whether it has the gradient of a matrix for numbers of that type."""
-        return self._multiplies and dtype == torch.bfloat16
+    def takes_attention(self, queries: Tensor, keys: Tensor) -> bool:
+        """Whether causal attention over these is one kernel: a head of keys is one thread's work, of so much memory."""
+        (batch, heads, length, size), kv_heads = queries.shape, keys.shape[1]
+        return (
+            self.multiplies(queries.dtype)
+            and batch * kv_heads >= torch.get_num_threads()
+            and self._loaded.attention_backward_scratch(heads // kv_heads, length, size)
+            <= _MOST_SCRATCH_BYTES
+        )
 
     def norm_forward(
         self, x: Tensor, added: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
@@ -261,6 +274,8 @@ class Library:
             slopes: (tokens, outputs); states: (tokens, inputs); bfloat16.
         """
         (tokens, outputs), inputs = slopes.shape, states.shape[1]
+        if not tokens:
+            return torch.zeros(outputs, inputs)
         out = torch.empty(outputs, inputs, dtype=torch.float32)
         left, right = (
             slopes.new_empty(_TOKENS * -(-width // _BLOCK) * _BLOCK) for width in (outputs, inputs)
@@ -273,7 +288,7 @@ class Library:
 
     def takes_muon(self, rows: int, columns: int) -> bool:
         """Whether Muon's step of such a matrix is a kernel's: what one thread holds of it stays in its cache."""
-        return self._attends and bool(self._loaded.muon_scratch(rows, columns) <= _MOST_MUON_BYTES)
+        return self._has_products and bool(self._loaded.muon_scratch(rows, columns) <= _MOST_MUON_BYTES)
 
     def muon(
         self,
@@ -286,7 +301,13 @@ class Library:
         least: float,
         coefficients: Sequence[tuple[float, float, float]],
     ) -> None:
-        """Move matrices by Muon, each on one thread; what the numbers mean is told in luban.training.muon."""
+        """Move matrices by Muon, each on one thread; what the numbers mean is told in luban.training.muon.
+
+        There are at most `MOST_ITERATIONS` coefficients.
+        """
+        assert len(coefficients) <= MOST_ITERATIONS
+        if not matrices:
+            return
         threads = torch.get_num_threads()
         # The largest first: a thread that is left with one at the end should be left with a small one.
         ordered = sorted(matrices, key=lambda matrix: -matrix.weights.numel())

@@ -63,7 +63,7 @@ INLINE void store_part(float *to, Vector x, long count) {
 
 /* The two means of the gradient, of which the direction is made; returns the sum of its squares. */
 static double begin(const Matrix *m, const Method *how, long rows, long columns, int tall, Number *x) {
-    float mix = 1.0 - how->mix, scale = how->scale, kept = how->mix;
+    float kept = how->mix, new = 1.0 - how->mix, scale = how->scale;
     double squares = 0.0;
     memset(x, 0, rows * columns * STEP * sizeof *x);
     for (long row = 0; row < m->rows; row += 16)
@@ -74,7 +74,7 @@ static double begin(const Matrix *m, const Method *how, long rows, long columns,
                 some[i] = all(0.0f);
                 if (row + i >= m->rows) continue;
                 Vector slope = load_part(m->slopes + at, count) * scale, mean = load_part(m->momentum + at, count);
-                mean += (slope - mean) * mix;
+                mean += (slope - mean) * new;
                 store_part(m->momentum + at, mean, count);
                 some[i] = how->nesterov ? slope + (mean - slope) * kept : mean;
                 sum += some[i] * some[i];

@@ -164,10 +164,9 @@ void attention_backward(long batch, long heads, long kv_heads, long length, long
                     long block = one % blocks, seen = smaller(end, block + 1) - start;
                     if (seen <= 0) continue;
                     for (long number = 0; number < seen; number++) {
-                        long at = 2 * (start + number) * depth * TILE;
-                        multiply(depth, query + one * depth * STEP, key + at, key + at + depth * TILE, score, BLOCK, 0);
-                        multiply(depth, slope + one * depth * STEP, value + at, value + at + depth * TILE, met, BLOCK,
-                                 0);
+                        long right = 2 * (start + number) * depth * TILE, beside = right + depth * TILE;
+                        multiply(depth, query + one * depth * STEP, key + right, key + beside, score, BLOCK, 0);
+                        multiply(depth, slope + one * depth * STEP, value + right, value + beside, met, BLOCK, 0);
                         int last = start + number == block;
                         for (long row = 0; row < BLOCK; row++)
                             for (long i = 0; i < BLOCK; i += 16) {

@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__ /* where GCC's own code for a vector is longer than what the processor has */
 #include <immintrin.h>
 #endif
 
@@ -34,7 +34,11 @@ INLINE void store_float(float *to, Vector x) { memcpy(to, &x, sizeof x); }
 INLINE Vector load_bfloat16(const uint16_t *from) {
     Halves x;
     memcpy(&x, from, sizeof x);
+#ifdef __AVX512F__
+    return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
+#else
     return (Vector)(__builtin_convertvector(x, Bits) << 16);
+#endif
 }
 
 /* Rounds to the nearest, to even where two are as near; what is no number stays none. */
@@ -75,11 +79,20 @@ INLINE float largest_of(Vector x) {
     return one > other ? one : other;
 }
 
+/* x, no less than `least` and no more than `most`; what is no number stays none. */
+INLINE Vector within(float least, Vector x, float most) {
+#ifdef __AVX512F__ /* of two of which one is no number these return the second */
+    return (Vector)_mm512_min_ps((__m512)all(most), _mm512_max_ps((__m512)all(least), (__m512)x));
+#else
+    x = either(x < least, all(least), x);
+    return either(x > most, all(most), x);
+#endif
+}
+
 /* e to the x, to about 1 unit in the last place, after Cephes' expf (S. Moshier): x = n ln 2 + r, a polynomial in r,
  * times 2 to the n. Below -87 and above 88, where a float ends, it gives what it gives there. */
 INLINE Vector exponential(Vector x) {
-    x = either(x < -87.0f, all(-87.0f), x);
-    x = either(x > 88.0f, all(88.0f), x);
+    x = within(-87.0f, x, 88.0f);
     Vector n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: what is added rounds to whole numbers */
     Vector r = x - n * 0.693145752f - n * 1.42860677e-6f;
     Vector p = r * 1.98756915e-4f + 1.39819995e-3f;

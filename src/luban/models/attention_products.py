@@ -73,8 +73,7 @@ def causal_by_kernels(library: Library, queries: Tensor, keys: Tensor, values: T
         length, head_dim), where consecutive heads share, and length is at most `MOST_KEYS`. Returns (batch, length,
         heads * head_dim).
     """
-    # A head of keys is one thread's work.
-    if library.attends(queries.dtype) and keys.shape[0] * keys.shape[1] >= torch.get_num_threads():
+    if library.takes_attention(queries, keys):
         by_blocks: Callable[..., Tensor] = _CausalByBlocks.apply
         return by_blocks(library, queries, keys, values).flatten(2)
     if queries.shape[1] != keys.shape[1]:

@@ -79,7 +79,7 @@ def _side_by_side(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
 def _slopes_of(library: Library, x: Tensor, slopes: Tensor, weights: tuple[Tensor, ...]) -> list[Tensor]:
     """Return the gradients of matrices whose products with `x` lie side by side."""
     states, slopes = x.flatten(0, -2), slopes.flatten(0, -2)
-    if library.multiplies(states.dtype):
+    if library.multiplies(states.dtype, by_unit=True):
         whole = library.matrix_backward(slopes.contiguous(), states.contiguous())  # (sum of outputs, inputs)
     else:
         whole = (slopes.t() @ states).to(weights[0].dtype)
@@ -232,7 +232,7 @@ def product(library: Library, x: Tensor, linear: nn.Module) -> Tensor:
         x: (..., inputs). Returns (..., outputs).
     """
     states = x.to(_dtype(x))
-    if is_plain(linear) and library.multiplies(states.dtype):
+    if is_plain(linear) and library.multiplies(states.dtype, by_unit=True):
         apply: Callable[..., Tensor] = _Product.apply
         return apply(library, states, linear.weight)
     out: Tensor = linear(x)

@@ -28,6 +28,7 @@ from luban.training.checkpoints import Checkpoint, Checkpoints
 from luban.training.compiling import Compiling
 from luban.training.faults import NO_FAULTS, Faults
 from luban.training.gradients import Computed, Gradients
+from luban.training.kernels import kernels_alike
 from luban.training.memory import bytes_left, memory_errors
 from luban.training.nonfinite import NAMED, PATIENCE, SHOWN, evidence, not_finite, number, what_is_not
 from luban.training.optimizers import Optimizer, build_optimizer
@@ -116,7 +117,9 @@ class Loop:
         self.schedule = Schedule(recipe)
         self.budget = Budget(recipe, learner.epoch)
         self._frozen_norms = freeze(learner.model, recipe.freeze)
-        self.optimizer: Optimizer = build_optimizer(learner.model, recipe, dtype, kernels)
+        self.optimizer: Optimizer = build_optimizer(
+            learner.model, recipe, dtype, kernels_alike(kernels, plan)
+        )
         self.progress = Progress()
         self._saved_step, self._saved_at, self._evaluated_at, self._waited = -1, 0.0, 0.0, 0.0
         self._resume = f"luban train --resume {checkpoints.folder.parent}"

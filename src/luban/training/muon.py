@@ -235,10 +235,11 @@ class Muon(UpdateRule):
     def step(self, scale: float = 1.0) -> None:
         """Apply one update from `scale` times the gradients that are there."""
         by_kernels = [stack for stack in self._stacks if self._fits(stack)]
+        matrices = [moving for stack in by_kernels for moving in self._moving(stack)]
         # A matrix is one thread's work.
-        if self._kernels and sum(len(s.parameters) for s in by_kernels) >= torch.get_num_threads():
+        if self._kernels and len(matrices) >= torch.get_num_threads():
             self._kernels.muon(
-                [moving for stack in by_kernels for moving in self._moving(stack)],
+                matrices,
                 scale=scale, mix=self._mix, nesterov=self._nesterov, slack=_SLACK, least=_LEAST_BOUND,
                 coefficients=_cushioned(self._coefficients, _SLACK),
             )  # fmt: skip

@@ -224,7 +224,11 @@ class Adam(_Elementwise):
         torch._foreach_add_(held["step"], 1)
         kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
         # The kernel divides what it reads anyway.
-        divisor = None if scale == 1.0 else torch.tensor(1.0 / scale, device=gradients[0].device)
+        divisor = (
+            None
+            if scale == 1.0
+            else torch.tensor(1.0 / scale, dtype=torch.float32, device=gradients[0].device)
+        )
         kernel(*tensors, **settings, grad_scale=divisor)
 
 
