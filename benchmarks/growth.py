@@ -3,10 +3,10 @@
     python benchmarks/growth.py [--rounds 4] [--only length ...] [--out benchmarks/results/growth.json]
     python benchmarks/growth.py --draw
 
-Each point is a process of its own, with luban's learner, gradient and optimizer, in the dtype luban chooses here. The
-processes of an axis live side by side and take one step each in turn, so that a busy neighbour slows all alike; the
-median of the rounds counts. Memory is the most the process held resident above what it held before the model was
-built. The bounds are derived in docs/performance.md, whose pictures `--draw` writes again from the results.
+Each point is a process of its own, with luban's learner, gradient and optimizer, in the dtype and by the kernels luban
+chooses here. The processes of an axis live side by side and take one step each in turn, so that a busy neighbour slows
+all alike; the median of the rounds counts. Memory is the most the process held resident above what it held before the
+model was built. The bounds are derived in docs/performance.md, whose pictures `--draw` writes again from the results.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from luban.models.flops import step_flops
 from luban.tasks.language_model import LanguageModel
 from luban.text_recipe import LanguageModelRecipe
 from luban.training.gradients import Gradients
+from luban.training.kernels import choose_kernels
 from luban.training.muon import DEFAULT
 from luban.training.optimizers import build_optimizer, hidden_matrices
 from luban.training.parallel import Alone
@@ -107,14 +108,15 @@ def child(shape: dict[str, int]) -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts again from here
         before = resident("VmRSS")
         learner = LanguageModel(recipe, data)
+        kernels, _ = choose_kernels(recipe.train, learner.model)
         gradients = Gradients(
             learner,
             Alone(),
             seed=0,
             clip=recipe.train.clip,
-            forward=forward_in(dtype, torch.device("cpu")),
+            forward=forward_in(dtype, torch.device("cpu"), kernels),
         )
-        optimizer = build_optimizer(learner.model, recipe.train, dtype)
+        optimizer = build_optimizer(learner.model, recipe.train, dtype, kernels)
         matrices = sum(p.numel() for p in hidden_matrices(learner.model))
         facts = {
             "dtype": str(dtype).removeprefix("torch."),
@@ -188,12 +190,16 @@ def bounds(point: dict[str, Any], machine: dict[str, Any]) -> dict[str, float]:
 
 
 def muon_flops(point: dict[str, Any]) -> float:
-    """Return the operations of Muon's iteration; luban.training.muon says where the counts come from."""
+    """Return the operations of Muon's iteration; luban.training.muon says where the counts come from.
+
+    The kernel's of bfloat16 iterates on the matrix itself and computes of what is symmetric one half.
+    """
 
     def one(rows: int, columns: int) -> float:
         short, ratio, steps = min(rows, columns), max(rows, columns) / min(rows, columns), len(DEFAULT)
         products = 2 * ratio + 4 * steps - 3 if ratio > 1.5 else steps * (2 * ratio + 1)
-        return products * 2 * short**3
+        by_halves = steps * (1.5 * ratio + 0.5)
+        return (min(products, by_halves) if point["dtype"] == "bfloat16" else products) * 2 * short**3
 
     width = point["width"]
     return point["layers"] * (4 * one(width, width) + 3 * one(width, point["mlp_width"]))
