@@ -27,10 +27,10 @@ import growth_charts
 import numpy as np
 import torch
 
+from luban.cores import cpu_quota
 from luban.data.shards import ShardWriter, TokenShards
 from luban.machine import (
     choose_dtype,
-    cpu_quota,
     device_name,
     keep_memory,
     measure_bandwidth,
@@ -140,16 +140,18 @@ def child(shape: dict[str, int]) -> None:
 def measure(points: list[dict[str, int]], rounds: int) -> list[dict[str, Any]]:
     """Measure the points of an axis: a step of each in turn, the first of which does not count."""
     command = [sys.executable, __file__, "--child"]
-    children = [
-        subprocess.Popen([*command, json.dumps(shape)], stdin=-1, stdout=-1, text=True) for shape in points
-    ]
+    children: list[Any] = []
+    facts = []
+    for shape in points:  # one after another: each measures the machine to choose its dtype
+        one = subprocess.Popen([*command, json.dumps(shape)], stdin=-1, stdout=-1, text=True)
+        children.append(one)
+        facts.append(json.loads(one.stdout.readline()))  # type: ignore[union-attr]
 
     def ask(one: Any, word: str) -> Any:
         one.stdin.write(f"{word}\n")
         one.stdin.flush()
         return json.loads(one.stdout.readline())
 
-    facts = [json.loads(one.stdout.readline()) for one in children]
     seconds = [[ask(one, "step") for one in children] for _ in range(rounds + 1)][1:]
     memory = [ask(one, "end") for one in children]
     for one in children:
@@ -234,15 +236,28 @@ def main() -> None:
     kept = json.loads(options.out.read_text()) if options.out.is_file() else {"axes": {}}
     for name in [] if options.draw else options.only:
         points = measure([{**BASE, **own} for own in AXES[name]], options.rounds)
-        machine = machine_now()  # beside the points: the rates are those of the same minute
-        for point in points:
-            point["bound"] = bounds(point, machine)
+        axes = {**kept["axes"], name: {"machine": machine_now(), "points": points}}
+        _bound(axes)
         show(name, points)
-        axes = {**kept["axes"], name: {"machine": machine, "points": points}}
         kept = {"rounds": options.rounds, "base": BASE, "axes": {n: axes[n] for n in AXES if n in axes}}
         options.out.write_text(json.dumps(kept, indent=1) + "\n")
     for name, axis in kept["axes"].items():
         growth_charts.draw(name, axis["points"], HERE.parent / "docs" / "images" / f"growth-{name}.svg")
+
+
+def _bound(axes: dict[str, Any]) -> None:
+    """Give every point its bound by the fastest rates that this machine had beside any axis: a bound is not too low."""
+    fastest: dict[str, dict[str, float]] = {}
+    for axis in axes.values():
+        own, rates = axis["machine"], fastest.setdefault(axis["machine"]["name"], {})
+        for key, rate in [*own["peak_flops"].items(), ("bandwidth", own["bandwidth"])]:
+            rates[key] = max(rate, rates.get(key, 0.0))
+    for axis in axes.values():
+        rates = fastest[axis["machine"]["name"]]
+        axis["machine"]["peak_flops"] = {key: rates[key] for key in axis["machine"]["peak_flops"]}
+        axis["machine"]["bandwidth"] = rates["bandwidth"]
+        for point in axis["points"]:
+            point["bound"] = bounds(point, axis["machine"])
 
 
 def show(name: str, points: list[dict[str, Any]]) -> None:

@@ -202,7 +202,41 @@ def test_the_gradient_of_a_matrix(
     slopes, states = (
         drawn(seed + n, tokens, width, dtype=torch.bfloat16) for n, width in enumerate((outputs, inputs))
     )
-    close(multiplying.matrix_backward(slopes, states), slopes.double().t() @ states.double(), 1e-5)
+    expected = slopes.double().t() @ states.double()
+    close(multiplying.matrix_backward(slopes, states), expected, 1e-5)
+    total = drawn(seed + 2, outputs, inputs)
+    before = total.double()
+    assert multiplying.matrix_backward(slopes, states, total=total) is total
+    close(total, before + expected, 1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seeds, st.integers(1, 20), st.integers(2, 90), st.sampled_from([0.0, 0.1, 0.9]), dtypes)
+def test_a_cross_entropy(
+    library: Library, seed: int, rows: int, words: int, smoothing: float, dtype: torch.dtype
+) -> None:
+    scores = drawn(seed, rows, words, dtype=dtype) * 8
+    targets = torch.randint(words, (rows,), generator=torch.Generator().manual_seed(seed))
+    wide = scores.double().requires_grad_()
+    expected = F.cross_entropy(wide, targets, reduction="none", label_smoothing=smoothing)
+    expected.sum().backward()
+    assert wide.grad is not None
+    losses = library.cross_entropy(scores, targets, smoothing)
+    torch.testing.assert_close(losses.double(), expected.detach(), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(scores.double(), wide.grad, atol=NEAR[dtype] / 2, rtol=NEAR[dtype])
+
+
+def test_a_loss_of_what_is_no_number_is_none(library: Library) -> None:
+    for dtype in NEAR:
+        scores = torch.zeros(2, 40, dtype=dtype)
+        scores[0, 33] = torch.nan
+        losses = library.cross_entropy(scores, torch.tensor([1, 39]), 0.0)
+        assert (
+            losses[0].isnan()
+            and losses[1].isfinite()
+            and scores[0].isnan().all()
+            and not scores[1].isnan().any()
+        )
 
 
 def test_powers_of_numbers_as_large_as_they_come(library: Library) -> None:
@@ -256,6 +290,7 @@ def calls(library: Library) -> dict[str, Callable[[], Sequence[Tensor | None]]]:
             (heads[0], heads[1], heads[2]), packed, norms, scale, angles, angles
         ),
         "softmax": softmax,
+        "loss": lambda: [library.cross_entropy(scores[0].clone(), torch.arange(100), 0.1)],
         **(products(library) if library.multiplies(bf16) else {}),
     }
 

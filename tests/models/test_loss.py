@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from luban.kernels import Library
 from luban.models import loss as loss_module
+from luban.models.fused import using
 from luban.models.loss import cross_entropy_sum, token_losses
 
 
@@ -176,3 +178,41 @@ def test_a_gpu_takes_larger_pieces_within_bounds() -> None:
         assert 1 <= on_cpu <= on_gpu
         assert on_gpu == 1 or on_gpu * vocab_size * 4 <= 512 << 20
     assert on_gpu == on_cpu == 1
+
+
+def test_in_bfloat16_kernels_add_the_gradient_of_the_matrix(multiplying: Library) -> None:
+    """Over several pieces, to the digits that bfloat16 slopes have."""
+    hidden, weight, _, targets = problem(90, 32, 50, 0.2, 0, torch.float32)
+
+    def gradient(library: Library | None) -> Tensor:
+        with using(library), torch.autocast("cpu", torch.bfloat16):
+            loss, count = cross_entropy_sum(hidden, weight, targets, chunk_tokens=40)
+        (found,) = torch.autograd.grad(loss / count, weight)
+        return found.double()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "_PLAIN_BYTES", 0)
+        theirs, ours = gradient(None), gradient(multiplying)
+    with torch.no_grad():
+        exact = [x.double().requires_grad_() for x in (hidden, weight)]
+    F.cross_entropy(exact[0] @ exact[1].t(), targets, ignore_index=-100).backward()
+    assert exact[1].grad is not None
+    assert (ours - exact[1].grad).norm() <= 1.05 * (theirs - exact[1].grad).norm()
+    if multiplying.multiplies(torch.bfloat16, by_unit=True):
+        assert not torch.equal(ours, theirs)  # sums are not rounded on their way
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_kernels_give_the_same_in_float32(library: Library, smoothing: float) -> None:
+    def found(library: Library | None) -> list[Tensor]:
+        hidden, weight, _, targets = problem(90, 24, 50, 0.2, 1, torch.float32)
+        with using(library):
+            loss, count = cross_entropy_sum(
+                hidden, weight, targets, chunk_tokens=40, label_smoothing=smoothing
+            )
+        return [loss.detach(), *torch.autograd.grad(loss / count, (hidden, weight))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "_PLAIN_BYTES", 0)
+        for one, other in zip(found(None), found(library), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

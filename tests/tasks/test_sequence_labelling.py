@@ -16,6 +16,7 @@ from luban.data.tokenizer import train_tokenizer
 from luban.errors import DataError
 from luban.models.tagger import Tagger
 from luban.tasks.sequence_labelling import UNKNOWN, SequenceLabelling
+from luban.tasks.starting import Start, take_over
 from luban.verbs.evaluate import evaluate
 from luban.verbs.export import export
 from luban.verbs.load import load
@@ -290,6 +291,57 @@ def test_another_run_takes_the_weights_and_freezes_what_is_told(run: Path, tmp_p
     }
     chosen = json.loads((outcome.folder / "plan.json").read_text("utf-8"))["chosen"]["train.learning_rate"]
     assert chosen["why"].startswith("a fifth of what is usual")
+
+
+def test_another_run_takes_the_words_that_both_know_row_by_row(run: Path, tmp_path: Path) -> None:
+    """And begins the pairs anew, whose rows are those of the words' numbers."""
+    rows = [*sentences(30, 5), {"tokens": ["Unheard", "of"], "tags": ["O", "O"]}]
+    (tmp_path / "rows.conll").write_bytes(conll(rows))
+    made = recipe(
+        str(tmp_path / "rows.conll"),
+        model={**SequenceLabelling.smallest()["model"], "start": str(run)},
+        train={"steps": 1, "batch": 4, "compile": "off", "freeze": ["words.*", "letters.*"]},
+    )
+    outcome = train(made, out=tmp_path / "run")
+    one, other = load(run), load(outcome.folder)
+    before, after = (model.kind.fitted.state for model in (one, other))
+    assert before["words"] != after["words"] and "unheard" in after["words"]
+    for name in ("words", "letters"):
+        theirs, ours = (model.module.state_dict()[f"{name}.weight"] for model in (one, other))
+        assert torch.equal(ours[:2], theirs[:2])
+        common = set(before[name]) & set(after[name])
+        assert common
+        for word in common:
+            assert torch.equal(ours[2 + after[name].index(word)], theirs[2 + before[name].index(word)])
+    told = json.loads((outcome.folder / "plan.json").read_text("utf-8"))["started"]["told"]
+    assert (
+        f"words.weight: {len(set(before['words']) & set(after['words']))} of {len(after['words'])} words"
+        in told
+    )
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_pairs_are_taken_only_with_the_words_whose_numbers_they_are(same: bool) -> None:
+    def tagger(words: list[str]) -> tuple[SequenceLabelling, Tagger]:
+        settings = {**recipe("x"), "model": {"width": 8, "characters": 0, "pairs": 30}}
+        state = {
+            "words": words, "letters": [], "once": 0, "single": True, "scheme": "none",
+            "tags": ["O", "X"], "tag_counts": [1, 1], "forbidden": [[[0, 0], [0, 0]], [0, 0], [0, 0]],
+        }  # fmt: skip
+        task = SequenceLabelling(SequenceLabelling.recipe.model_validate(settings), Fitted(state, {}, []))
+        return task, task.build()
+
+    (task, own), (before, other) = tagger(["a", "b"]), tagger(["a", "b"] if same else ["b", "c"])
+    start = Start(other.state_dict(), before.fitted.state)
+    taken = take_over(own, task, start)
+    assert torch.equal(own.pairs.weight, other.pairs.weight) == same
+    assert ("pairs.weight" in taken.names) == same
+    if not same:
+        assert (
+            taken.rows == ["words.weight: 1 of 2 words"]
+            and taken.new["pairs.weight"] == "the words are others"
+        )
+        assert torch.equal(own.words.weight[3], other.words.weight[2])
 
 
 def test_tags_without_spans_are_measured_token_by_token(tmp_path: Path) -> None:

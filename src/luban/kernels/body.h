@@ -268,3 +268,38 @@ void NAME(softmax_backward)(long blocks, long queries, long keys, long before, T
         memset(own + seen, 0, (keys - seen) * sizeof *own);
     }
 }
+
+/* Cross-entropy: scores become slopes of the loss, in place, and losses[row] is -log of the chance of its target; with
+ * smoothing each target is spread evenly by that share. scores: (rows, words); targets, losses: (rows). */
+void NAME(cross_entropy)(long rows, long words, T *scores, const int64_t *targets, float smoothing, float *losses,
+                         int threads) {
+    long whole = words / LANES * LANES, rest = words - whole;
+    Integers last = lanes_below(rest);
+    EACH
+    for (long row = 0; row < rows; row++) {
+        T *own = scores + row * words, *at = own + targets[row];
+        Vector most = all(-INFINITY), tail = most, sum = {0}, scores_sum = {0};
+        for (long i = 0; i < whole; i += LANES) {
+            Vector x = LOAD(own + i);
+            most = either(x > most, x, most);
+            scores_sum += x;
+        }
+        if (rest) {
+            tail = either(last, NAME(load_some)(own + whole, rest), tail);
+            most = either(tail > most, tail, most);
+            scores_sum += either(last, tail, all(0.0f));
+        }
+        float top = largest_of(most);
+        for (long i = 0; i < whole; i += LANES) sum += exponential(LOAD(own + i) - top);
+        if (rest) sum += either(last, exponential(tail - top), all(0.0f));
+        float total = sum_of(sum), share = 1.0f / total, evenly = smoothing / words;
+        T some[LANES] = {*at};
+        float wanted = LOAD(some)[0];
+        losses[row] = top + logf(total) - (1.0f - smoothing) * wanted - evenly * sum_of(scores_sum);
+        for (long i = 0; i < whole; i += LANES)
+            STORE(own + i, exponential(LOAD(own + i) - top) * share - evenly);
+        if (rest) NAME(store_some)(own + whole, exponential(tail - top) * share - evenly, rest);
+        STORE(some, exponential(all(wanted - top)) * share - evenly - (1.0f - smoothing));
+        *at = some[0];
+    }
+}

@@ -130,6 +130,15 @@ def _softmax(library: Library, draw: _Draws, dtype: torch.dtype) -> Pairs:
     return [(found, expected.detach()), (back, wide.grad)]
 
 
+def _loss(library: Library, draw: _Draws, dtype: torch.dtype) -> Pairs:
+    scores, targets = draw(20, 37, dtype=dtype) * 4, torch.arange(20)
+    (wide,) = _exact(scores)
+    expected = F.cross_entropy(wide, targets, reduction="none", label_smoothing=0.1)
+    expected.sum().backward()  # type: ignore[no-untyped-call]
+    assert wide.grad is not None
+    return [(library.cross_entropy(scores, targets, 0.1), expected.detach()), (scores, wide.grad)]
+
+
 def _attention(library: Library, draw: _Draws, dtype: torch.dtype) -> Pairs:
     batch, heads, kv_heads, length, size = 2, 4, 2, 150, 64
     queries, keys, values = (
@@ -186,6 +195,7 @@ _CHECKS: dict[str, Callable[[Library, _Draws, torch.dtype], Pairs]] = {
     "the heads": _heads,
     "the gate": _gated,
     "the softmax": _softmax,
+    "the loss": _loss,
     "attention": _attention,
     "the gradient of a matrix": _matrix,
     "Muon": _muon,

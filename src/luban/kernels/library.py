@@ -27,6 +27,7 @@ _ARGUMENTS = {
     "gated_backward": [_N, _N, _P, _P, _P, _I],
     "softmax_forward": [_N] * 4 + [_P, _I],
     "softmax_backward": [_N] * 4 + [_P, _P, _I],
+    "cross_entropy": [_N, _N, _P, _P, _F, _P, _I],
 }
 _PRODUCTS: dict[str, tuple[list[Any], Any]] = {
     "tiles_allowed": ([], _N),
@@ -36,7 +37,7 @@ _PRODUCTS: dict[str, tuple[list[Any], Any]] = {
     "attention_backward": ([_N] * 5 + [_P] * 10 + [_I], None),
     "muon_scratch": ([_N, _N], _N),
     "muon": ([_N, _P, _P, _P, _N, _I], None),
-    "matrix_backward": ([_N] * 3 + [_P] * 5 + [_I], None),
+    "matrix_backward": ([_N] * 3 + [_P] * 3 + [_I] + [_P] * 2 + [_I], None),
 }
 """Products of bfloat16: there where the processor has instructions for them, the last with a matrix unit only."""
 _BLOCK, _TOKENS = 32, 512
@@ -236,6 +237,25 @@ class Library:
             *slopes.shape, before, slopes.data_ptr(), probabilities.data_ptr(), torch.get_num_threads()
         )
 
+    def cross_entropy(self, scores: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """Return the loss of each row, float32, and turn (rows, words) scores into its slopes, in place.
+
+        Arguments:
+            targets: (rows,) int64, each of them a word.
+        """
+        rows, words = scores.shape
+        losses = torch.empty(rows, dtype=torch.float32)
+        self._functions["cross_entropy", scores.dtype](
+            rows,
+            words,
+            scores.data_ptr(),
+            targets.data_ptr(),
+            smoothing,
+            losses.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return losses
+
     def attention_forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return causal attention, (batch, length, heads, size), and the logarithms its gradient needs.
 
@@ -267,22 +287,22 @@ class Library:
         )  # fmt: skip
         return found
 
-    def matrix_backward(self, slopes: Tensor, states: Tensor) -> Tensor:
-        """Return slopes^T states as float32, (outputs, inputs).
+    def matrix_backward(self, slopes: Tensor, states: Tensor, *, total: Tensor | None = None) -> Tensor:
+        """Return slopes^T states as float32, (outputs, inputs); with `total` it is added to that, in place.
 
         Arguments:
             slopes: (tokens, outputs); states: (tokens, inputs); bfloat16.
         """
         (tokens, outputs), inputs = slopes.shape, states.shape[1]
         if not tokens:
-            return torch.zeros(outputs, inputs)
-        out = torch.empty(outputs, inputs, dtype=torch.float32)
+            return torch.zeros(outputs, inputs) if total is None else total
+        out = torch.empty(outputs, inputs, dtype=torch.float32) if total is None else total
         left, right = (
             slopes.new_empty(_TOKENS * -(-width // _BLOCK) * _BLOCK) for width in (outputs, inputs)
         )
         self._loaded.matrix_backward(
-            tokens, outputs, inputs, *(x.data_ptr() for x in (slopes, states, out, left, right)),
-            torch.get_num_threads(),
+            tokens, outputs, inputs, slopes.data_ptr(), states.data_ptr(), out.data_ptr(), int(total is not None),
+            left.data_ptr(), right.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return out
 

@@ -224,10 +224,10 @@ INLINE void copy_block(const float *from, long from_stride, long rows, long colu
         memcpy(to + row * to_stride, from + row * from_stride, columns * sizeof *from);
 }
 
-/* The gradient of a matrix, slopes^T states: (outputs, inputs) float. slopes: (tokens, outputs); states: (tokens,
+/* The gradient of a matrix: out = slopes^T states, or that much more; (outputs, inputs) of float. slopes: (tokens, outputs); states: (tokens,
  * inputs). left, right: TOKENS * (outputs or inputs, rounded up to 32) numbers. */
 void matrix_backward(long tokens, long outputs, long inputs, const Number *slopes, const Number *states, float *out,
-                     Number *left, Number *right, int threads) {
+                     int more, Number *left, Number *right, int threads) {
     long all_rows = blocks_of(outputs), columns = blocks_of(inputs);
 #pragma omp parallel num_threads(threads)
     {
@@ -255,12 +255,12 @@ void matrix_backward(long tokens, long outputs, long inputs, const Number *slope
                     const Number *own = left + row * steps * STEP, *tile = right + 2 * column * steps * TILE;
                     long wide = smaller(BLOCK, inputs - column * BLOCK);
                     if (rows == BLOCK && wide == BLOCK) {
-                        multiply(steps, own, tile, tile + steps * TILE, block, inputs, start > 0);
+                        multiply(steps, own, tile, tile + steps * TILE, block, inputs, more || start > 0);
                         continue;
                     }
                     float edge[STEP];
-                    if (start > 0) copy_block(block, inputs, rows, wide, edge, BLOCK);
-                    multiply(steps, own, tile, tile + steps * TILE, edge, BLOCK, start > 0);
+                    if (more || start > 0) copy_block(block, inputs, rows, wide, edge, BLOCK);
+                    multiply(steps, own, tile, tile + steps * TILE, edge, BLOCK, more || start > 0);
                     copy_block(edge, BLOCK, rows, wide, block, inputs);
                 }
             }

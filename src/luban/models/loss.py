@@ -8,12 +8,17 @@ are there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from luban.models.fused import kernels_for
+
+if TYPE_CHECKING:
+    from luban.kernels import Library
 
 IGNORED = -100
 CHUNK_TOKENS, CHUNK_BYTES = 512, 128 << 20
@@ -70,7 +75,8 @@ def cross_entropy_sum(
         kept = counted.nonzero().squeeze(1)
         states, flat = states[kept], flat[kept]
     apply: Callable[..., Tensor] = _ChunkedCrossEntropy.apply
-    return apply(states, weight, bias, flat, chunk_tokens or _chunk_tokens(weight), label_smoothing), found
+    chunk = chunk_tokens or _chunk_tokens(weight)
+    return apply(kernels_for(states), states, weight, bias, flat, chunk, label_smoothing), found
 
 
 def _chunk_tokens(weight: Tensor) -> int:
@@ -115,6 +121,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        library: Library | None,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -127,7 +134,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         matrix = weight.to(dtype)  # (vocab_size, width)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[1:4]
         for_hidden = torch.empty_like(hidden) if needs_hidden else None
         for_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         for_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
@@ -137,6 +144,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 states = hidden[start : start + chunk_tokens].to(dtype)
                 wanted = targets[start : start + chunk_tokens, None]
                 logits = F.linear(states, matrix, None if bias is None else bias.to(dtype))
+                if library is not None and bias is None and wide == torch.float32:
+                    loss += library.cross_entropy(logits, wanted.flatten(), smoothing).sum()
+                    if for_hidden is not None:
+                        for_hidden[start : start + chunk_tokens] = logits @ matrix
+                    if for_weight is not None:
+                        _add_product(library, for_weight, logits, states)
+                    continue
                 slopes = torch.log_softmax(
                     logits, dim=-1, dtype=wide
                 )  # (chunk, vocab_size), slopes two lines on
@@ -154,7 +168,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if for_hidden is not None:
                     for_hidden[start : start + chunk_tokens] = slopes @ matrix
                 if for_weight is not None:
-                    _add_product(for_weight, slopes, states)
+                    _add_product(library, for_weight, slopes, states)
         ctx.save_for_backward(for_hidden, for_weight, for_bias)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
@@ -166,12 +180,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if slope is None else (slope * gradients[0]).to(dtype)
             for slope, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None, None)
+        return (None, *scaled, None, None, None)
 
 
-def _add_product(total: Tensor, slopes: Tensor, states: Tensor) -> None:
+def _add_product(library: Library | None, total: Tensor, slopes: Tensor, states: Tensor) -> None:
     """total += slopes^T states, summed in `total`'s dtype."""
-    if slopes.dtype == total.dtype:
+    if (
+        library is not None
+        and library.multiplies(slopes.dtype, by_unit=True)
+        and total.dtype == torch.float32
+    ):
+        library.matrix_backward(slopes, states.contiguous(), total=total)
+    elif slopes.dtype == total.dtype:
         total.addmm_(slopes.t(), states)
     else:
         total += slopes.t() @ states

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from luban.data.tokenizer import Tokenizer
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from luban.tasks.rows import RowTask
 
 _SHOWN = 4
-_MEANINGS = (("labels", 0), ("tags", 0), ("words", 2), ("letters", 2))
-"""Lists of a task's state whose length is the size of an axis, less padding and the unknown."""
+_BESIDE = 2
+"""Rows of an embedding before its first word: padding, and the unknown."""
+_READ = ("words", "letters")
+_MEANINGS = (("labels", 0), ("tags", 0), *((name, _BESIDE) for name in _READ))
+"""Lists of a task's state whose length is the size of an axis, less what stands beside."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,13 @@ class Taken:
     Attributes:
         names: of the tensors that were taken. new: of those that begin anew, with the reason.
         unused: of tensors of the other model that this one does not have.
+        rows: of embeddings that were taken row by row, what is told of it.
     """
 
     names: Sequence[str]
     new: Mapping[str, str]
     unused: Sequence[str]
+    rows: Sequence[str] = ()
 
     def told(self) -> str:
         """Return what was taken and what not as a sentence.
@@ -69,6 +75,7 @@ class Taken:
         parts = [f"took {len(self.names):,} of {len(self.names) + len(self.new):,} tensors"]
         for why in dict.fromkeys(self.new.values()):
             parts.append(f"new: {_listed([n for n, given in self.new.items() if given == why])} ({why})")
+        parts[1:1] = self.rows
         if self.unused:
             parts.append(f"not used of it: {_listed(self.unused)}")
         return "; ".join(parts)
@@ -85,14 +92,49 @@ def take_over(module: nn.Module, task: RowTask, start: Start) -> Taken:
     Raises:
         CheckpointError: there are none.
     """
-    taken = taken_over(module, start.weights, *_others(task, start))
-    if not taken.names:
+    sizes, names = _others(task, start)
+    if "words" in _differing(task, start) and (pairs := getattr(getattr(module, "config", None), "pairs", 0)):
+        sizes[pairs] = "the words are others"  # whose numbers are hashed
+    taken = _by_rows(module, task, start, taken_over(module, start.weights, sizes, names))
+    if not taken.names and not taken.rows:
         raise CheckpointError(
             "the model to start from has no weights of the names and shapes of this one",
             received=taken.told(),
             fix="give it the same model.* settings",
         )
     return taken
+
+
+def _differing(task: RowTask, start: Start) -> list[str]:
+    """Return which of the lists of what is read are there in both, and differ."""
+    own, other = task.fitted.state, start.state
+    return [name for name in _READ if own.get(name) and other.get(name) and own[name] != other[name]]
+
+
+def _by_rows(module: nn.Module, task: RowTask, start: Start, taken: Taken) -> Taken:
+    """Copy, of an embedding of other words, the rows of those that both have."""
+    rows, new = list[str](), dict(taken.new)
+    for name in _differing(task, start):
+        own, other = task.fitted.state[name], start.state[name]
+        at = {word: number for number, word in enumerate(other, _BESIDE)}
+        common = [(number, at[word]) for number, word in enumerate(own, _BESIDE) if word in at]
+        for owner, layer in module.named_modules():
+            key, given = f"{owner}.weight", start.weights.get(f"{owner}.weight")
+            # Where two lists are as long, an embedding's length does not tell whose it is.
+            if (
+                isinstance(layer, nn.Embedding)
+                and key in new
+                and given is not None
+                and given.shape == (len(other) + _BESIDE, layer.embedding_dim)
+                and [len(task.fitted.state.get(each, ())) for each in _READ].count(len(own)) == 1
+                and layer.num_embeddings == len(own) + _BESIDE
+            ):
+                here, there = zip(*((n, n) for n in range(_BESIDE)), *common, strict=True)
+                with torch.no_grad():
+                    layer.weight[list(here)] = given[list(there)].to(layer.weight)
+                del new[key]
+                rows.append(f"{key}: {len(common):,} of {len(own):,} {name}")
+    return Taken(taken.names, new, taken.unused, rows)
 
 
 def _others(task: RowTask, start: Start) -> tuple[dict[int, str], dict[str, str]]:

@@ -33,7 +33,8 @@ class TaggerNetwork(Section):
     network: Literal["lstm", "gru", "transformer", "bert"] = "lstm"
     """`lstm`, `gru`, `transformer` (encoder) or `bert` (the folder that `start` names)."""
     start: str | None = None
-    """A run or a model folder to take weights from, wherever names and shapes are the same; or a folder of BERT."""
+    """A run or a model folder to take weights from, wherever names and shapes are the same, and of words and characters
+    the rows of those that both know; or a folder of BERT."""
     config: dict[str, Any] | None = None
     """With `bert`: its shape, as config.json has it; taken from the folder that `start` names."""
     crf: bool = True
