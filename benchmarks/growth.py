@@ -115,6 +115,7 @@ def child(shape: dict[str, int]) -> None:
             seed=0,
             clip=recipe.train.clip,
             forward=forward_in(dtype, torch.device("cpu"), kernels),
+            kernels=kernels,
         )
         optimizer = build_optimizer(learner.model, recipe.train, dtype, kernels)
         matrices = sum(p.numel() for p in hidden_matrices(learner.model))

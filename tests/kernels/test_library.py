@@ -1,6 +1,7 @@
 """Every kernel beside torch's functions in float64, whatever the shapes; the same bits by one thread or two."""
 
 import hashlib
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -226,6 +227,19 @@ def test_a_cross_entropy(
     torch.testing.assert_close(scores.double(), wide.grad, atol=NEAR[dtype] / 2, rtol=NEAR[dtype])
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    seeds,
+    st.lists(st.sampled_from([0, 1, 15, 1024, 1040, 32767, 32768, 32769, 100_000]), min_size=1, max_size=9),
+)
+def test_the_length_of_a_gradient(library: Library, seed: int, sizes: list[int]) -> None:
+    tensors = [drawn(seed + n, size) * 10.0**-n for n, size in enumerate(sizes)]
+    expected = torch.cat([tensor.double() for tensor in tensors]).norm().item()
+    assert library.norm(tensors) == pytest.approx(expected, rel=1e-6)
+    tensors[-1][-1:] = torch.nan
+    assert math.isnan(library.norm(tensors)) == (sizes[-1] > 0)
+
+
 def test_a_loss_of_what_is_no_number_is_none(library: Library) -> None:
     for dtype in NEAR:
         scores = torch.zeros(2, 40, dtype=dtype)
@@ -290,6 +304,9 @@ def calls(library: Library) -> dict[str, Callable[[], Sequence[Tensor | None]]]:
             (heads[0], heads[1], heads[2]), packed, norms, scale, angles, angles
         ),
         "softmax": softmax,
+        "norm of all": lambda: [
+            torch.tensor([library.norm([x, weight, scores.float().flatten().repeat(9)])])
+        ],
         "loss": lambda: [library.cross_entropy(scores[0].clone(), torch.arange(100), 0.1)],
         **(products(library) if library.multiplies(bf16) else {}),
     }

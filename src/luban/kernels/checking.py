@@ -139,6 +139,12 @@ def _loss(library: Library, draw: _Draws, dtype: torch.dtype) -> Pairs:
     return [(library.cross_entropy(scores, targets, 0.1), expected.detach()), (scores, wide.grad)]
 
 
+def _squares(library: Library, draw: _Draws, _: torch.dtype) -> Pairs:
+    tensors = [draw(3), draw(40_000), draw(70, 70)]
+    found = torch.tensor(library.norm(tensors))
+    return [(found, torch.cat([tensor.double().flatten() for tensor in tensors]).norm())]
+
+
 def _attention(library: Library, draw: _Draws, dtype: torch.dtype) -> Pairs:
     batch, heads, kv_heads, length, size = 2, 4, 2, 150, 64
     queries, keys, values = (
@@ -196,6 +202,7 @@ _CHECKS: dict[str, Callable[[Library, _Draws, torch.dtype], Pairs]] = {
     "the gate": _gated,
     "the softmax": _softmax,
     "the loss": _loss,
+    "the length of a gradient": _squares,
     "attention": _attention,
     "the gradient of a matrix": _matrix,
     "Muon": _muon,

@@ -27,6 +27,35 @@
 #define STORE store_float
 #include "body.h"
 
+#define PIECE 32768 /* numbers whose squares are one sum, whatever the threads are */
+
+/* Sums of squares of pieces of several tensors: of tensor i, with sizes[i] numbers, those from firsts[i] to firsts[i + 1]. */
+void squares(long pieces, const float *const *tensors, const int64_t *sizes, const int64_t *firsts, double *sums,
+             int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        long tensor = 0;
+#pragma omp for schedule(static)
+        for (long piece = 0; piece < pieces; piece++) {
+            while (firsts[tensor + 1] <= piece) tensor++;
+            long start = (piece - firsts[tensor]) * PIECE, end = start + PIECE;
+            const float *x = tensors[tensor];
+            if (end > sizes[tensor]) end = sizes[tensor];
+            double sum = 0.0;
+            for (; start + 64 * LANES <= end; start += 64 * LANES) { /* float adds up no more than that */
+                Vector some[4] = {{0}};
+                for (long i = 0; i < 64; i++) {
+                    Vector own = load_float(x + start + i * LANES);
+                    some[i % 4] += own * own;
+                }
+                sum += sum_of((some[0] + some[1]) + (some[2] + some[3]));
+            }
+            for (; start < end; start++) sum += (double)x[start] * x[start];
+            sums[piece] = sum;
+        }
+    }
+}
+
 #ifdef __AVX512BF16__
 #include <omp.h>
 

@@ -7,6 +7,8 @@ bfloat16.
 from __future__ import annotations
 
 import ctypes
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +44,8 @@ _PRODUCTS: dict[str, tuple[list[Any], Any]] = {
 """Products of bfloat16: there where the processor has instructions for them, the last with a matrix unit only."""
 _BLOCK, _TOKENS = 32, 512
 """BLOCK and TOKENS of the sources."""
+_PIECE_OF_SQUARES = 32768
+"""PIECE of the sources."""
 _MOST_SCRATCH_BYTES = 64 << 20
 """Of one thread's attention."""
 _MOST_MUON_BYTES = 8 << 20
@@ -96,6 +100,7 @@ class Library:
                 function.argtypes, function.restype = arguments, None
                 self._functions[name, dtype] = function
         self._loaded = loaded
+        loaded.squares.argtypes, loaded.squares.restype = [_N, _P, _P, _P, _P, _I], None
         there = [name for name in _PRODUCTS if hasattr(loaded, name)]
         for name in there:
             function = getattr(loaded, name)
@@ -236,6 +241,18 @@ class Library:
         self._functions["softmax_backward", slopes.dtype](
             *slopes.shape, before, slopes.data_ptr(), probabilities.data_ptr(), torch.get_num_threads()
         )
+
+    def norm(self, tensors: Sequence[Tensor]) -> float:
+        """Return the 2-norm of all numbers of contiguous float32 tensors, summed in float64."""
+        sizes = [tensor.numel() for tensor in tensors]
+        firsts = [0, *itertools.accumulate(-(-size // _PIECE_OF_SQUARES) for size in sizes)]
+        table = torch.tensor([*(tensor.data_ptr() for tensor in tensors), *sizes, *firsts], dtype=torch.int64)
+        sums = torch.empty(firsts[-1], dtype=torch.float64)
+        at, count = table.data_ptr(), 8 * len(tensors)
+        self._loaded.squares(
+            firsts[-1], at, at + count, at + 2 * count, sums.data_ptr(), torch.get_num_threads()
+        )
+        return math.sqrt(float(sums.sum()))
 
     def cross_entropy(self, scores: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """Return the loss of each row, float32, and turn (rows, words) scores into its slopes, in place.

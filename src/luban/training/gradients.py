@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.errors import OutOfMemory
+from luban.kernels import Library
 from luban.learner import Batch, Learner
 from luban.training.memory import is_out_of_memory, reason
 from luban.training.parallel import Plan
@@ -41,6 +42,7 @@ class Gradients:
         l1: weight of the penalty; what is minimised is the mean loss per term plus `l1` times the sum of the
             absolute values of all matrices that have a gradient. Vectors are left out, as of weight decay.
         clip: longest gradient; None clips nothing.
+        kernels: what adds up the norm where it can.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Gradients:
         forward: Forward,
         l1: float = 0.0,
         clip: float | None = None,
+        kernels: Library | None = None,
     ) -> None:
+        self._kernels = kernels
         self._learner, self._plan, self._seed, self._forward = learner, plan, seed, forward
         self._l1, self._clip = l1, clip
         # Kept, as the optimizer keeps them: walking all modules of a deep model costs more than adding up its norm.
@@ -126,6 +130,8 @@ class Gradients:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if not gradients:
             return 0.0
+        if self._kernels is not None and all(map(_is_plain, gradients)):
+            return self._kernels.norm(gradients)
         # What nn.utils.get_total_norm does, without sorting the gradients by device and type first.
         return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
 
@@ -151,6 +157,10 @@ class Gradients:
             else:
                 named += [(batch, None) for batch in self.batches(step, size, rank)]
         return named
+
+
+def _is_plain(gradient: Tensor) -> bool:
+    return gradient.dtype == torch.float32 and gradient.device.type == "cpu" and gradient.is_contiguous()
 
 
 @torch.no_grad()

@@ -111,15 +111,20 @@ class Loop:
         self._stop, self.compiling, self._faults = stop, compiling, faults
         self._clock, self._watch, self._tell = clock, watch, tell
         self._evaluations = evaluations
+        alike = kernels_alike(kernels, plan)
         self._gradients = Gradients(
-            learner, plan, seed=recipe.seed, forward=self._forward, l1=recipe.l1, clip=recipe.clip
+            learner,
+            plan,
+            seed=recipe.seed,
+            forward=self._forward,
+            l1=recipe.l1,
+            clip=recipe.clip,
+            kernels=alike,
         )
         self.schedule = Schedule(recipe)
         self.budget = Budget(recipe, learner.epoch)
         self._frozen_norms = freeze(learner.model, recipe.freeze)
-        self.optimizer: Optimizer = build_optimizer(
-            learner.model, recipe, dtype, kernels_alike(kernels, plan)
-        )
+        self.optimizer: Optimizer = build_optimizer(learner.model, recipe, dtype, alike)
         self.progress = Progress()
         self._saved_step, self._saved_at, self._evaluated_at, self._waited = -1, 0.0, 0.0, 0.0
         self._resume = f"luban train --resume {checkpoints.folder.parent}"

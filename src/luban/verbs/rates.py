@@ -190,6 +190,7 @@ def _sweep(
         forward=forward_in(dtype, next(model.parameters()).device, kernels),
         l1=settings.l1,
         clip=settings.clip,
+        kernels=kernels,
     )
     mean = _RunningMean(_highest_at_start(gradients, learner.short_steps, stop))
     optimizer.zero_grad()
