@@ -133,10 +133,10 @@ class Sitting:
         )
         plain = self.loop.optimizer.step
 
-        def step() -> None:
+        def step(scale: float = 1.0) -> None:
             if case is not None and case.place == "optimizer" and self.loop.progress.step == case.step:
                 raise ERRORS[case.error]()
-            plain()
+            plain(scale)
 
         self.loop.optimizer.step = step  # type: ignore[method-assign]
 

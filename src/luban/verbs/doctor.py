@@ -125,7 +125,7 @@ def _kernels() -> Finding:
     try:
         find()
     except NoKernelsError as error:
-        cost = "train.kernels stays off: forward and backward of a small language model take up to 1.7 times as long"
+        cost = "train.kernels stays off: forward and backward of a small language model take up to 2.3 times as long"
         cost += "; install gcc" if "gcc" in str(error) else ""
         return Finding("installation", "kernels", f"none: {error}", LACKING, cost)
     return Finding("installation", "kernels", "compiled for this processor")
