@@ -253,6 +253,14 @@ def test_a_loss_of_what_is_no_number_is_none(library: Library) -> None:
         )
 
 
+def test_scores_far_apart_and_targets_that_are_no_words(library: Library) -> None:
+    scores = torch.zeros(4, 20)
+    scores[0, 3], scores[1, 7] = -torch.inf, 1e4
+    losses = library.cross_entropy(scores, torch.tensor([0, 7, 20, -100]), 0.0)
+    torch.testing.assert_close(losses[:2], torch.tensor([math.log(19), 0.0]))
+    assert losses[2:].isnan().all() and scores[:2].isfinite().all() and not scores[2:].any()
+
+
 def test_powers_of_numbers_as_large_as_they_come(library: Library) -> None:
     """A gate far out is shut or open, and not a number is not one: nothing is made finite that was not."""
     far = torch.tensor([[-1e30, -200.0, -88.0, -1.0, 0.0, 1.0, 88.0, 200.0, 1e30] + [0.0] * 7])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from luban.kernels import Library
 from luban.training.gradients import Gradients
 from luban.training.parallel import Alone
 from toy_learner import Learner, Rows, recipe
@@ -116,6 +117,25 @@ def test_clipping_equals_torch(clip: float | None) -> None:
         nn.utils.clip_grad_norm_(learner.model.parameters(), clip)
     for one, other in zip(mine, held(learner.model), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=0.0)
+
+
+def test_the_norm_by_kernels_is_torchs(library: Library) -> None:
+    """And where a gradient lies otherwise than in a row, torch's; what is no number is none."""
+    learner = Learner(recipe())
+    plain, by_kernels = (
+        Gradients(learner, Alone(), seed=0, forward=contextlib.nullcontext, kernels=kernels)
+        for kernels in (None, library)
+    )
+    plain.add(0, learner.batches(0, 0, 1))
+    assert by_kernels.combine() == pytest.approx(plain.combine(), rel=1e-6)
+    first = next(p for p in learner.model.parameters() if p.grad is not None and p.ndim == 2)
+    first.grad = first.grad.t().contiguous().t()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "norm", lambda _: 1 / 0)
+        assert by_kernels.combine() == plain.combine()
+    first.grad = first.grad.contiguous()
+    first.grad[0, 0] = torch.nan
+    assert math.isnan(by_kernels.combine())
 
 
 def test_trying_out_leaves_no_trace() -> None:

@@ -1,11 +1,7 @@
 """Whether a run trains by kernels: chosen once, kept, told; and what it comes to is the same."""
 
-import copy
 import json
 import random
-import threading
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,7 @@ from luban.recipe import TrainRecipe
 from luban.signals import StopRequest
 from luban.training import kernels
 from luban.training.faults import Faults
-from luban.training.kernels import choose_kernels, kernels_again, kernels_alike
-from luban.training.parallel import Alone
+from luban.training.kernels import choose_kernels, kernels_again
 from luban.verbs.train import Tools, train
 
 
@@ -133,40 +128,3 @@ def test_a_run_with_them_learns_as_one_without_and_goes_on_to_the_same_bytes(
     assert losses(tmp_path / "bare") == pytest.approx(losses(whole), abs=1e-4)
     events = (tmp_path / "bare" / "events.jsonl").read_text("utf-8")
     assert "the run began with kernels, and now there is no gcc" in events
-
-
-class Together(Alone):
-    """A rank among several, each of them a thread."""
-
-    def __init__(self, rank: int, told: list[list[float]], barrier: threading.Barrier) -> None:
-        self.rank, self.ranks, self._told, self._barrier = rank, len(told), told, barrier
-
-    def sum(self, values: Iterable[float]) -> list[float]:
-        self._told[self.rank] = list(values)
-        self._barrier.wait(timeout=10)
-        total = [sum(column) for column in zip(*self._told, strict=True)]
-        self._barrier.wait(timeout=10)
-        return total
-
-
-@pytest.mark.parametrize(
-    ("identities", "agree"), [("aaa", True), ("aba", False), ("ab-", False), ("a--", False)]
-)
-def test_ranks_step_by_kernels_only_where_all_have_the_same(
-    identities: str, agree: bool, library: Library
-) -> None:
-    """One processor's bits are not another's, and weights are never exchanged again."""
-    own: list[Library | None] = [copy.copy(library) for _ in identities]
-    for number, identity in enumerate(identities):
-        if (kept := own[number]) is not None:
-            kept.identity = identity
-        if identity == "-":
-            own[number] = None
-    told: list[list[float]] = [[] for _ in own]
-    barrier = threading.Barrier(len(own))
-    with ThreadPoolExecutor(len(own)) as threads:
-        found = list(
-            threads.map(lambda rank: kernels_alike(own[rank], Together(rank, told, barrier)), range(len(own)))
-        )
-    assert found == (own if agree else [None] * len(own))
-    assert kernels_alike(own[0], Alone()) is own[0]

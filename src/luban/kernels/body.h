@@ -270,7 +270,8 @@ void NAME(softmax_backward)(long blocks, long queries, long keys, long before, T
 }
 
 /* Cross-entropy: scores become slopes of the loss, in place, and losses[row] is -log of the chance of its target; with
- * smoothing each target is spread evenly by that share. scores: (rows, words); targets, losses: (rows). */
+ * smoothing each target is spread evenly by that share; the loss of a target that is no word is no number. scores:
+ * (rows, words); targets, losses: (rows). */
 void NAME(cross_entropy)(long rows, long words, T *scores, const int64_t *targets, float smoothing, float *losses,
                          int threads) {
     long whole = words / LANES * LANES, rest = words - whole;
@@ -278,6 +279,10 @@ void NAME(cross_entropy)(long rows, long words, T *scores, const int64_t *target
     EACH
     for (long row = 0; row < rows; row++) {
         T *own = scores + row * words, *at = own + targets[row];
+        if ((uint64_t)targets[row] >= (uint64_t)words) {
+            losses[row] = NAN;
+            continue;
+        }
         Vector most = all(-INFINITY), tail = most, sum = {0}, scores_sum = {0};
         for (long i = 0; i < whole; i += LANES) {
             Vector x = LOAD(own + i);
@@ -295,7 +300,8 @@ void NAME(cross_entropy)(long rows, long words, T *scores, const int64_t *target
         float total = sum_of(sum), share = 1.0f / total, evenly = smoothing / words;
         T some[LANES] = {*at};
         float wanted = LOAD(some)[0];
-        losses[row] = top + logf(total) - (1.0f - smoothing) * wanted - evenly * sum_of(scores_sum);
+        losses[row] = (top - wanted) + logf(total);
+        if (smoothing) losses[row] += smoothing * wanted - evenly * sum_of(scores_sum);
         for (long i = 0; i < whole; i += LANES)
             STORE(own + i, exponential(LOAD(own + i) - top) * share - evenly);
         if (rest) NAME(store_some)(own + whole, exponential(tail - top) * share - evenly, rest);

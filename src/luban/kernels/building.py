@@ -85,7 +85,7 @@ def _made(compiler: str, runtime: Path, made: Path, kept: Path | None) -> Librar
     if failed := _compile(compiler, runtime, made):
         return f"gcc failed: {failed}"
     try:
-        library = Library(ctypes.CDLL(str(made)), made.stem)
+        library = Library(ctypes.CDLL(str(made)))
     except OSError as error:
         return f"what gcc made does not load: {error}"
     if found := wrong(library):
@@ -115,7 +115,7 @@ def _loaded(path: Path) -> Library | None:
         if not _is_own(os.fstat(descriptor)) or _sealed(held[:-size]) != held:
             return None
         # By the descriptor: what is loaded is what was looked at.
-        return Library(ctypes.CDLL(f"/proc/self/fd/{descriptor}"), path.stem)
+        return Library(ctypes.CDLL(f"/proc/self/fd/{descriptor}"))
     except OSError:
         return None
     finally:

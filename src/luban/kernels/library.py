@@ -88,11 +88,9 @@ class Library:
 
     Arguments:
         loaded: the shared library.
-        identity: what distinguishes it from those of other processors and sources.
     """
 
-    def __init__(self, loaded: ctypes.CDLL, identity: str = "") -> None:
-        self.identity = identity
+    def __init__(self, loaded: ctypes.CDLL) -> None:
         self._functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
         for name, arguments in _ARGUMENTS.items():
             for dtype, suffix in _TYPES.items():

@@ -136,7 +136,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[1:4]
         for_hidden = torch.empty_like(hidden) if needs_hidden else None
-        for_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        for_weight = weight.new_zeros(weight.shape, dtype=wide) if needs_weight else None
         for_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -144,8 +144,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 states = hidden[start : start + chunk_tokens].to(dtype)
                 wanted = targets[start : start + chunk_tokens, None]
                 logits = F.linear(states, matrix, None if bias is None else bias.to(dtype))
-                if library is not None and bias is None and wide == torch.float32:
-                    loss += library.cross_entropy(logits, wanted.flatten(), smoothing).sum()
+                if library is not None and bias is None and dtype in (torch.float32, torch.bfloat16):
+                    loss += library.cross_entropy(logits, wanted.flatten().contiguous(), smoothing).sum()
                     if for_hidden is not None:
                         for_hidden[start : start + chunk_tokens] = logits @ matrix
                     if for_weight is not None:

@@ -72,7 +72,8 @@ class Taken:
             >>> Taken(["a"], {"b": "the labels are others", "c": "the labels are others"}, ["d"]).told()
             'took 1 of 3 tensors; new: b, c (the labels are others); not used of it: d'
         """
-        parts = [f"took {len(self.names):,} of {len(self.names) + len(self.new):,} tensors"]
+        whole = len(self.names) + len(self.rows)
+        parts = [f"took {whole:,} of {whole + len(self.new):,} tensors"]
         for why in dict.fromkeys(self.new.values()):
             parts.append(f"new: {_listed([n for n, given in self.new.items() if given == why])} ({why})")
         parts[1:1] = self.rows
@@ -118,11 +119,14 @@ def _by_rows(module: nn.Module, task: RowTask, start: Start, taken: Taken) -> Ta
         own, other = task.fitted.state[name], start.state[name]
         at = {word: number for number, word in enumerate(other, _BESIDE)}
         common = [(number, at[word]) for number, word in enumerate(own, _BESIDE) if word in at]
+        pairs = getattr(getattr(module, "config", None), "pairs", 0)
         for owner, layer in module.named_modules():
             key, given = f"{owner}.weight", start.weights.get(f"{owner}.weight")
             # Where two lists are as long, an embedding's length does not tell whose it is.
             if (
                 isinstance(layer, nn.Embedding)
+                and common
+                and layer.num_embeddings != pairs
                 and key in new
                 and given is not None
                 and given.shape == (len(other) + _BESIDE, layer.embedding_dim)

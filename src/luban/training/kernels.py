@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,6 @@ from torch import nn
 from luban.errors import RecipeError
 from luban.kernels import Library, NoKernelsError, find
 from luban.recipe import TrainRecipe
-from luban.training.parallel import Plan
 
 
 def choose_kernels(settings: TrainRecipe, model: nn.Module) -> tuple[Library | None, str]:
@@ -55,19 +53,6 @@ def kernels_again(settings: TrainRecipe, tell: Callable[[str], None]) -> Library
             raise _cannot(str(error)) from error
         tell(f"the run began with kernels, and now {error}: results may differ in the last bits")
         return None
-
-
-def kernels_alike(kernels: Library | None, plan: Plan) -> Library | None:
-    """Return the kernels if every rank has the same, by as many threads: else its weights would leave the others'.
-
-    Ranks exchange gradients and never weights, so what the optimizer computes must be the same bits on each.
-    """
-    if plan.ranks == 1:
-        return kernels
-    told = f"{'' if kernels is None else kernels.identity} {torch.get_num_threads()}"
-    number = float(int.from_bytes(hashlib.sha256(told.encode()).digest()[:5]))
-    differs = plan.sum([number])[0] != number * plan.ranks
-    return None if plan.sum([float(differs)])[0] else kernels
 
 
 def _cannot(why: str) -> RecipeError:

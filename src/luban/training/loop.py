@@ -28,7 +28,6 @@ from luban.training.checkpoints import Checkpoint, Checkpoints
 from luban.training.compiling import Compiling
 from luban.training.faults import NO_FAULTS, Faults
 from luban.training.gradients import Computed, Gradients
-from luban.training.kernels import kernels_alike
 from luban.training.memory import bytes_left, memory_errors
 from luban.training.nonfinite import NAMED, PATIENCE, SHOWN, evidence, not_finite, number, what_is_not
 from luban.training.optimizers import Optimizer, build_optimizer
@@ -74,7 +73,8 @@ class Loop:
         checkpoints: where to save.
         record: where to log.
         dtype: what the forward pass and the optimizer's matrix products are computed in.
-        kernels: what passes and Muon use in place of torch's operations, where the model takes them.
+        kernels: what passes use in place of torch's operations, where the model takes them; of one process also what
+            Muon and the gradient's norm use.
         stop: asked at every step boundary.
         compiling: compiles the model before the first step, or leaves it.
         faults: points at which a test makes the process die.
@@ -111,7 +111,9 @@ class Loop:
         self._stop, self.compiling, self._faults = stop, compiling, faults
         self._clock, self._watch, self._tell = clock, watch, tell
         self._evaluations = evaluations
-        alike = kernels_alike(kernels, plan)
+        # Ranks exchange gradients and never weights: what moves these must be the same bits on each, and torch's is so
+        # more often than what each machine's compiler made.
+        alike = kernels if plan.ranks == 1 else None
         self._gradients = Gradients(
             learner,
             plan,
