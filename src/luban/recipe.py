@@ -207,7 +207,7 @@ class TrainRecipe(Section):
     64 never."""
     kernels: Literal["auto", "on", "off"] = "auto"
     """Train by luban's own kernels in place of torch's operations: `auto` where the network takes them (a decoder, on a
-    CPU) and there is a GCC to compile them once, in a second or two; `on` ends the run where they cannot be had."""
+    CPU) and there is a GCC to compile them, once, in two to three seconds; `on` ends a run that cannot have them."""
     compile: Literal["auto", "on", "off"] = "auto"
     """`auto` compiles a language model that trains without kernels, where the budget is long enough to win back twice
     the time that compiling takes."""

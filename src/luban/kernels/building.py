@@ -1,4 +1,4 @@
-"""The kernels' library: found where it was kept, or compiled by the machine's own GCC in a second or two, and kept.
+"""The kernels' library: found where it was kept, or compiled by the machine's GCC in two or three seconds, and kept.
 
 The threads of the library must be those of torch: two runtimes of OpenMP in one process, each with threads that wait
 for work, take the cores from one another. So it is linked to the very file that torch brings.
