@@ -278,11 +278,11 @@ void NAME(cross_entropy)(long rows, long words, T *scores, const int64_t *target
     Integers last = lanes_below(rest);
     EACH
     for (long row = 0; row < rows; row++) {
-        T *own = scores + row * words, *at = own + targets[row];
         if ((uint64_t)targets[row] >= (uint64_t)words) {
             losses[row] = NAN;
             continue;
         }
+        T *own = scores + row * words, *at = own + targets[row];
         Vector most = all(-INFINITY), tail = most, sum = {0}, scores_sum = {0};
         for (long i = 0; i < whole; i += LANES) {
             Vector x = LOAD(own + i);

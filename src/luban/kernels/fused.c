@@ -29,7 +29,8 @@
 
 #define PIECE 32768 /* numbers whose squares are one sum, whatever the threads are */
 
-/* Sums of squares of pieces of several tensors: of tensor i, with sizes[i] numbers, those from firsts[i] to firsts[i + 1]. */
+/* Sums of squares of pieces of several tensors: of tensor i, which has sizes[i] numbers, those from firsts[i] to
+ * firsts[i + 1]. */
 void squares(long pieces, const float *const *tensors, const int64_t *sizes, const int64_t *firsts, double *sums,
              int threads) {
 #pragma omp parallel num_threads(threads)

@@ -256,7 +256,7 @@ class Library:
         """Return the loss of each row, float32, and turn (rows, words) scores into its slopes, in place.
 
         Arguments:
-            targets: (rows,) int64, each of them a word.
+            targets: (rows,) int64; the loss of one that is no word is not a number.
         """
         rows, words = scores.shape
         losses = torch.empty(rows, dtype=torch.float32)

@@ -13,7 +13,7 @@ typedef struct {
     double scale, mix; /* of gradients; of the mean that the momentum is */
     int64_t nesterov, iterations;
     double slack, least; /* room above the bound of the spectral norm; the least bound */
-    double coefficients[8][3];
+    double coefficients[8][3]; /* MOST_ITERATIONS of library.py */
 } Method;
 
 /* by * c, and also * gram where there is one, as bfloat16: in the place (row, column) and its mirror's. */
@@ -48,17 +48,14 @@ static void turn_rows(const Number *x, long rows, long columns, Number *to) {
 
 /* As many of 16 numbers as there are; the others are zeros, and are not written. */
 INLINE Vector load_part(const float *from, long count) {
-    if (count >= LANES) return load_float(from);
-    Vector x = {0};
-    memcpy(&x, from, count * sizeof *from);
-    return x;
+    return count >= LANES ? load_float(from) : load_some_float32(from, count);
 }
 
 INLINE void store_part(float *to, Vector x, long count) {
     if (count >= LANES)
         store_float(to, x);
     else
-        memcpy(to, &x, count * sizeof *to);
+        store_some_float32(to, x, count);
 }
 
 /* The two means of the gradient, of which the direction is made; returns the sum of its squares. */

@@ -94,7 +94,7 @@ def take_over(module: nn.Module, task: RowTask, start: Start) -> Taken:
         CheckpointError: there are none.
     """
     sizes, names = _others(task, start)
-    if "words" in _differing(task, start) and (pairs := getattr(getattr(module, "config", None), "pairs", 0)):
+    if "words" in _differing(task, start) and (pairs := _pairs(module)):
         sizes[pairs] = "the words are others"  # whose numbers are hashed
     taken = _by_rows(module, task, start, taken_over(module, start.weights, sizes, names))
     if not taken.names and not taken.rows:
@@ -106,6 +106,11 @@ def take_over(module: nn.Module, task: RowTask, start: Start) -> Taken:
     return taken
 
 
+def _pairs(module: nn.Module) -> int:
+    """Return how many rows the hashed embedding of neighbouring words has, 0 where there is none."""
+    return int(getattr(getattr(module, "config", None), "pairs", 0))
+
+
 def _differing(task: RowTask, start: Start) -> list[str]:
     """Return which of the lists of what is read are there in both, and differ."""
     own, other = task.fitted.state, start.state
@@ -115,11 +120,11 @@ def _differing(task: RowTask, start: Start) -> list[str]:
 def _by_rows(module: nn.Module, task: RowTask, start: Start, taken: Taken) -> Taken:
     """Copy, of an embedding of other words, the rows of those that both have."""
     rows, new = list[str](), dict(taken.new)
+    pairs = _pairs(module)
     for name in _differing(task, start):
         own, other = task.fitted.state[name], start.state[name]
         at = {word: number for number, word in enumerate(other, _BESIDE)}
         common = [(number, at[word]) for number, word in enumerate(own, _BESIDE) if word in at]
-        pairs = getattr(getattr(module, "config", None), "pairs", 0)
         for owner, layer in module.named_modules():
             key, given = f"{owner}.weight", start.weights.get(f"{owner}.weight")
             # Where two lists are as long, an embedding's length does not tell whose it is.

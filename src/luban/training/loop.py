@@ -113,7 +113,7 @@ class Loop:
         self._evaluations = evaluations
         # Ranks exchange gradients and never weights: what moves these must be the same bits on each, and torch's is so
         # more often than what each machine's compiler made.
-        alike = kernels if plan.ranks == 1 else None
+        alone = kernels if plan.ranks == 1 else None
         self._gradients = Gradients(
             learner,
             plan,
@@ -121,12 +121,12 @@ class Loop:
             forward=self._forward,
             l1=recipe.l1,
             clip=recipe.clip,
-            kernels=alike,
+            kernels=alone,
         )
         self.schedule = Schedule(recipe)
         self.budget = Budget(recipe, learner.epoch)
         self._frozen_norms = freeze(learner.model, recipe.freeze)
-        self.optimizer: Optimizer = build_optimizer(learner.model, recipe, dtype, alike)
+        self.optimizer: Optimizer = build_optimizer(learner.model, recipe, dtype, alone)
         self.progress = Progress()
         self._saved_step, self._saved_at, self._evaluated_at, self._waited = -1, 0.0, 0.0, 0.0
         self._resume = f"luban train --resume {checkpoints.folder.parent}"

@@ -205,6 +205,7 @@ class Muon(UpdateRule):
         )
         self._kernels = kernels if plain else None
         self._stacks = [self._stack(alike) for alike in self._by_shape().values()]
+        self._fitting = [stack for stack in self._stacks if self._fits(stack)]
 
     def _by_shape(self) -> dict[Any, list[tuple[nn.Parameter, dict[str, Any]]]]:
         alike: dict[Any, list[tuple[nn.Parameter, dict[str, Any]]]] = {}
@@ -234,7 +235,7 @@ class Muon(UpdateRule):
     @torch.no_grad()
     def step(self, scale: float = 1.0) -> None:
         """Apply one update from `scale` times the gradients that are there."""
-        by_kernels = [stack for stack in self._stacks if self._fits(stack)]
+        by_kernels = self._fitting
         matrices = [moving for stack in by_kernels for moving in self._moving(stack)]
         # A matrix is one thread's work.
         if self._kernels and len(matrices) >= torch.get_num_threads():
